@@ -1,0 +1,25 @@
+"""mnas: one-shot neural architecture search on merged, gradient-masked tensors."""
+
+from mnas import spaces
+from mnas.choice import Choice
+from mnas.cost import cost
+from mnas.evaluate import evaluate
+from mnas.export import export, standalone
+from mnas.optim import MaskedOptimizer
+from mnas.sampler import FairSampler, UniformSampler
+from mnas.space import SearchSpace
+from mnas.supernet import Supernet
+
+__all__ = [
+    "Choice",
+    "FairSampler",
+    "MaskedOptimizer",
+    "SearchSpace",
+    "Supernet",
+    "UniformSampler",
+    "cost",
+    "evaluate",
+    "export",
+    "spaces",
+    "standalone",
+]

@@ -1,0 +1,52 @@
+"""Supernet: all networks of a space on merged parameters; `net(x, path)` runs one of them."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mnas.choice import EXECUTIONS, substitute
+from mnas.space import Path, SearchSpace, choices_of
+
+
+class Supernet(nn.Module):
+    """All networks of a space with shared weights.
+
+    execution: "sliced" computes on the active regions only; "masked" is the literal form, the enclosing operation on
+    `W * mask`. The random start is the model's own: `torch.manual_seed` decides it.
+
+    Raises ValueError for an unknown execution, or for masked where no candidate encloses the others.
+    """
+
+    def __init__(self, space: SearchSpace, execution: str = "sliced") -> None:
+        super().__init__()
+        if execution not in EXECUTIONS:
+            raise ValueError(f"execution {execution!r} is unknown; expected one of {', '.join(EXECUTIONS)}")
+        self.space = space
+        self.execution = execution
+        self.model = space.build()
+        self._choices = tuple(choices_of(self.model))
+        if execution == "masked":
+            for choice in self._choices:
+                _ = choice.enclosing  # raises where there is none
+
+    def forward(self, x: Tensor, path: Path) -> Tensor:
+        """Logits (B, classes) of one path for a batch x (B, C, H, W)."""
+        return self.subnet(path)(x)
+
+    def subnet(self, path: Path, execution: str | None = None) -> nn.Module:
+        """The path as a module: the model with every choice replaced by its candidate, on the shared tensors.
+
+        Its views belong to the autograd graph of this moment, so take a new one for every forward pass; to keep a
+        network, `mnas.export` it.
+        """
+        path = self.space.check(path)
+        execution = execution or self.execution
+        candidates = [c.candidate(i, execution) for c, i in zip(self._choices, path, strict=True)]
+        return substitute(self.model, dict(zip(self._choices, candidates, strict=True)))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset gradients, and with them what is active."""
+        super().zero_grad(set_to_none)
+        for choice in self._choices:
+            for active_set in choice.active_sets.values():
+                active_set.clear()

@@ -1,0 +1,212 @@
+"""One training loop, for a supernet and for a network trained from scratch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnas.data import Split
+from mnas.evaluate import evaluate
+from mnas.export import export, standalone
+from mnas.optim import MaskedOptimizer
+from mnas.sampler import SAMPLERS, FixedSampler, Sampler
+from mnas.space import Path, SearchSpace
+from mnas.supernet import Supernet
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """SGD with Nesterov momentum under a one-cycle learning rate (Smith and Topin, 2019) that peaks at `lr`."""
+
+    epochs: int
+    batch_size: int = 128
+    lr: float = 0.08
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+
+class DivergedError(ArithmeticError):
+    """The loss became NaN or infinite."""
+
+
+class Trainer:
+    """Trains `module`, one optimizer step and one sampled path at a time, and validates after every epoch.
+
+    forward: logits of a batch along a path. networks: the networks to validate, by architecture, made anew at each
+    call. The state between two steps is complete: a loaded copy continues bit for bit.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        sampler: Sampler,
+        forward: Callable[[Tensor, Path], Tensor],
+        networks: Callable[[], Iterator[tuple[str, nn.Module]]],
+        train: Split,
+        validation: Split,
+        recipe: Recipe,
+        shuffle_seed: int,
+    ) -> None:
+        self.space, self.module, self.optimizer, self.sampler = space, module, optimizer, sampler
+        self.forward, self.networks, self.train, self.validation = forward, networks, train, validation
+        self.batch_size = min(recipe.batch_size, len(train))
+        self.steps_per_epoch = len(train) // self.batch_size  # the rest of an epoch's shuffle is left out
+        self.total_steps = recipe.epochs * self.steps_per_epoch
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=recipe.lr, total_steps=self.total_steps, cycle_momentum=False
+        )
+        self.step = 0
+        self.rows: list[dict[str, Any]] = []
+        self._shuffler = torch.Generator().manual_seed(shuffle_seed)
+        self._epoch_start = self._shuffler.get_state()
+        self._order = torch.empty(0, dtype=torch.int64)
+        self._loss_sums: dict[str, float] = {}  # of this epoch, by architecture
+        self._updates: dict[str, int] = {}  # since the start, by architecture
+        self._updates_before: dict[str, int] = {}  # those of earlier epochs
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def finished(self) -> bool:
+        return self.step == self.total_steps
+
+    def advance(self) -> float:
+        """One optimizer step; at the end of an epoch also one row of metrics per network. Returns the loss.
+
+        Raises DivergedError, before anything is changed, if the loss is not finite.
+        """
+        position = self.step % self.steps_per_epoch
+        if position == 0:
+            self._begin_epoch()
+        batch = self._order[position * self.batch_size : (position + 1) * self.batch_size]
+        path = next(self.sampler)
+        self.module.train()
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.forward(self.train.images[batch], path), self.train.labels[batch])
+        value = loss.item()
+        arch = self.space.format(path)
+        if not math.isfinite(value):
+            raise DivergedError(f"loss is {value} at step {self.step + 1} on path {arch}; lower --lr (another --out)")
+        loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        self.step += 1
+        self._loss_sums[arch] = self._loss_sums.get(arch, 0.0) + value
+        self._updates[arch] = self._updates.get(arch, 0) + 1
+        if self.step % self.steps_per_epoch == 0:
+            self._end_epoch()
+        return value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "weights": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "epoch_start": self._epoch_start,
+            "random": torch.get_rng_state(),
+            "step": self.step,
+            "rows": self.rows,
+            "loss_sums": self._loss_sums,
+            "updates": self._updates,
+            "updates_before": self._updates_before,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where the state was taken. The trainer must have been made with the same arguments."""
+        self.module.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.sampler.load_state_dict(state["sampler"])
+        self.step, self.rows = state["step"], list(state["rows"])
+        self._loss_sums = dict(state["loss_sums"])
+        self._updates, self._updates_before = dict(state["updates"]), dict(state["updates_before"])
+        self._epoch_start = state["epoch_start"]
+        self._shuffler.set_state(self._epoch_start)
+        if self.step % self.steps_per_epoch:
+            self._begin_epoch()
+        torch.set_rng_state(state["random"])
+
+    def _begin_epoch(self) -> None:
+        self._epoch_start = self._shuffler.get_state()
+        self._order = torch.randperm(len(self.train), generator=self._shuffler)
+
+    def _end_epoch(self) -> None:
+        self._epoch_start = self._shuffler.get_state()
+        for arch, network in self.networks():
+            score = evaluate(network, self.validation.images, self.validation.labels)
+            steps = self._updates.get(arch, 0) - self._updates_before.get(arch, 0)
+            self.rows.append(
+                {
+                    "epoch": self.epoch,
+                    "step": self.step,
+                    "arch": arch,
+                    "updates": self._updates.get(arch, 0),
+                    "train_loss": self._loss_sums[arch] / steps if steps else None,
+                    "val_top1": score.top1,
+                    "val_loss": score.loss,
+                }
+            )
+        self._loss_sums, self._updates_before = {}, dict(self._updates)
+
+
+def supernet_trainer(
+    space: SearchSpace,
+    train: Split,
+    validation: Split,
+    recipe: Recipe,
+    seed: int,
+    execution: str = "sliced",
+    sampler: str = "uniform",
+) -> Trainer:
+    """Single-path one-shot training: a path is sampled for each step, and only what it uses is updated."""
+    init_seed, sampler_seed, shuffle_seed = _seeds(seed)
+    torch.manual_seed(init_seed)
+    net = Supernet(space, execution)
+    optimizer = MaskedOptimizer(torch.optim.SGD, net, **_options(recipe))
+
+    def networks() -> Iterator[tuple[str, nn.Module]]:
+        return ((space.format(path), export(net, path)) for path in space.paths())
+
+    paths = SAMPLERS[sampler](space, sampler_seed)
+    return Trainer(space, net, optimizer, paths, net, networks, train, validation, recipe, shuffle_seed)
+
+
+def scratch_trainer(
+    space: SearchSpace, path: Path, train: Split, validation: Split, recipe: Recipe, seed: int
+) -> Trainer:
+    """One network of the space by itself, from a random start, with the stock optimizer: no mnas in the loop."""
+    init_seed, _, shuffle_seed = _seeds(seed)
+    torch.manual_seed(init_seed)
+    network = standalone(space, path)
+    optimizer = torch.optim.SGD(network.parameters(), **_options(recipe))
+
+    def networks() -> Iterator[tuple[str, nn.Module]]:
+        yield space.format(path), network
+
+    def forward(x: Tensor, _: Path) -> Tensor:
+        return network(x)
+
+    sampler = FixedSampler(path)
+    return Trainer(space, network, optimizer, sampler, forward, networks, train, validation, recipe, shuffle_seed)
+
+
+def _seeds(seed: int) -> list[int]:
+    """Independent seeds for the random start, the sampler and the shuffling."""
+    return [int(s) for s in np.random.SeedSequence(seed).generate_state(3)]
+
+
+def _options(recipe: Recipe) -> dict[str, Any]:
+    return {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "nesterov": True}

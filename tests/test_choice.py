@@ -1,0 +1,232 @@
+"""Choice: merging, the selection rule, and that nothing is left behind."""
+
+import copy
+import io
+import re
+import threading
+
+import pytest
+import torch
+from conftest import batches, randomise
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import mnas
+from mnas.masking import Region
+
+
+def two_convs():
+    return {"conv3x3": nn.Conv2d(2, 3, 3, padding=1), "conv5x5": nn.Conv2d(2, 3, 5, padding=2)}
+
+
+def test_merged_parameters_hold_the_candidates_untouched():
+    modules = two_convs()
+    choice = mnas.Choice(modules)
+    assert [(name, tuple(p.shape)) for name, p in choice.named_parameters()] == [("weight", (214,)), ("bias", (19,))]
+    for index, module in enumerate(modules.values()):
+        candidate = choice.candidate(index)
+        assert torch.equal(candidate.weight, module.weight)
+        assert torch.equal(candidate.bias, module.bias)
+        assert candidate.weight.is_contiguous()
+        with torch.no_grad():
+            assert candidate.weight.data_ptr() == choice.candidate(index).weight.data_ptr()
+        offset = choice.active_sets["weight"].regions[index].offset
+        assert candidate.weight.storage_offset() == offset
+        assert offset % 16 == 0  # 64 bytes
+
+
+@given(
+    size=st.lists(st.integers(1, 4), max_size=4).map(tuple),
+    before=st.integers(0, 20),
+    after=st.integers(0, 20),
+)
+def test_view_mask_and_gradient_follow_one_region(size, before, after):
+    tensor = torch.randn(size)
+    region = Region(before, size, tensor.stride())
+    merged = torch.randn(before + tensor.numel() + after)
+    region.view(merged).copy_(tensor)
+    assert torch.equal(region.view(merged), tensor)
+    assert torch.equal(merged[region.mask(merged)], tensor.reshape(-1))
+    assert int(region.mask(merged).sum()) == tensor.numel()
+
+
+def test_memory_format_of_candidates_is_kept():
+    choice = mnas.Choice({"a": nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last), "b": nn.Conv2d(2, 3, 5)})
+    assert choice.candidate(0).weight.is_contiguous(memory_format=torch.channels_last)
+    assert choice.candidate(1).weight.is_contiguous()
+
+
+def test_buffers_merge_too_and_are_updated_in_place():
+    space = mnas.SearchSpace(
+        lambda: nn.Sequential(mnas.Choice({"bn": nn.BatchNorm2d(2), "bn2": nn.BatchNorm2d(2)})), input_shape=(2, 4, 4)
+    )
+    net = mnas.Supernet(space)
+    reference = nn.BatchNorm2d(2)
+    x = torch.randn(8, 2, 4, 4)
+    assert torch.equal(net(x, (1,)), reference(x))
+    first, second = mnas.export(net, (0,))[0], mnas.export(net, (1,))[0]
+    assert torch.equal(second.running_mean, reference.running_mean)
+    assert int(second.num_batches_tracked) == 1
+    assert int(first.num_batches_tracked) == 0
+    assert first.running_mean.eq(0).all()
+
+
+def test_candidates_may_be_blocks_and_parameter_free():
+    space = mnas.SearchSpace(
+        lambda: nn.Sequential(
+            mnas.Choice(
+                {
+                    "skip": nn.Identity(),
+                    "block": nn.Sequential(nn.Conv2d(2, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1)),
+                }
+            )
+        ),
+        input_shape=(2, 4, 4),
+    )
+    net = mnas.Supernet(space)
+    randomise(net)
+    x = torch.randn(8, 2, 4, 4)
+    assert torch.equal(net(x, (0,)), x)
+    assert torch.equal(mnas.export(net, (1,))(x), net(x, (1,)))
+    net(x, (1,)).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_nothing_is_left_active(small):
+    net = mnas.Supernet(small)
+    x, _ = next(batches(1))
+    before = {name: copy.copy(vars(module)) for name, module in net.named_modules()}
+    for path in small.paths():
+        net(x, path)
+    assert before == {name: vars(module) for name, module in net.named_modules()}
+
+
+def test_threads_run_different_paths_of_one_net(small):
+    net = mnas.Supernet(small)
+    randomise(net)
+    x, _ = next(batches(1))
+    with torch.no_grad():
+        expected = {path: net(x, path) for path in small.paths()}
+        wrong = []
+
+        def work(path):
+            with torch.no_grad():
+                wrong.extend(path for _ in range(200) if not torch.equal(net(x, path), expected[path]))
+
+        threads = [threading.Thread(target=work, args=(path,)) for path in small.paths()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+def test_a_deep_copy_is_independent(small):
+    net = mnas.Supernet(small)
+    x, _ = next(batches(1))
+    net(x, (0, 0)).sum().backward()
+    twin = copy.deepcopy(net)
+    twin.zero_grad()
+    twin(x, (1, 1)).sum().backward()
+    for original, copied in zip(net._choices, twin._choices, strict=True):
+        assert original is not copied
+        assert original.active_sets["weight"].active == {0}
+        assert copied.active_sets["weight"].active == {1}
+    weight = twin._choices[0].weight
+    assert weight.grad[twin._choices[0].active_sets["weight"].regions[0].mask(weight)].eq(0).all()
+
+
+def test_state_dict_round_trip(small):
+    torch.manual_seed(0)
+    net, other = mnas.Supernet(small), mnas.Supernet(small)
+    file = io.BytesIO()
+    torch.save(net.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    x, _ = next(batches(1))
+    assert torch.equal(net(x, (0, 1)), other(x, (0, 1)))
+
+
+def test_functional_call_uses_the_tensors_it_is_given(small):
+    net, other = mnas.Supernet(small), mnas.Supernet(small)
+    randomise(other)
+    x, _ = next(batches(1))
+    given = {name: p.detach().clone().requires_grad_() for name, p in other.named_parameters()}
+    logits = torch.func.functional_call(net, given, (x, (1, 0)))
+    assert torch.equal(logits, other(x, (1, 0)))
+    logits.sum().backward()
+    assert given["model.0.weight"].grad.ne(0).any()
+    assert all(p.grad is None for p in net.parameters())
+
+    def loss(tensors):
+        return torch.func.functional_call(net, tensors, (x, (1, 0))).sum()
+
+    grads = torch.func.grad(loss)({name: p.detach() for name, p in given.items()})
+    torch.testing.assert_close(grads["model.0.weight"], given["model.0.weight"].grad)
+
+
+def test_double_backward(small):
+    net = mnas.Supernet(small).double()
+    randomise(net)
+    plain = mnas.export(net, (1, 0))
+    x, _ = next(batches(1, dtype=torch.float64))
+    norms = []
+    for forward, weight in ((lambda x: net(x, (1, 0)), net._choices[0].weight), (plain, plain[0].weight)):
+        loss = forward(x).square().sum()
+        (grad,) = torch.autograd.grad(loss, weight, create_graph=True)
+        norm = grad.square().sum()
+        norm.backward()
+        norms.append(norm)
+    torch.testing.assert_close(*norms)
+    region = net._choices[0].active_sets["weight"].regions[1]
+    torch.testing.assert_close(region.view(net._choices[0].weight.grad), plain[0].weight.grad)
+
+
+def test_a_choice_alone_says_how_it_is_run():
+    with pytest.raises(RuntimeError, match=re.escape("net(x, path)")):
+        mnas.Choice(two_convs())(torch.zeros(1, 2, 4, 4))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(2, 2)
+        self.b = nn.Linear(2, 2)
+        self.b.weight = self.a.weight
+
+
+BAD = {
+    "no candidates": (dict, "no candidates"),
+    "dash in name": (lambda: {"conv-3": nn.Identity()}, "'conv-3' must be letters"),
+    "empty name": (lambda: {"": nn.Identity()}, "'' must be letters"),
+    "no module": (lambda: {"relu": torch.relu}, "'relu' is a builtin"),
+    "nested": (lambda: {"a": mnas.Choice({"b": nn.Identity()})}, "'a' contains a Choice"),
+    "dtypes": (lambda: {"a": nn.Linear(1, 1), "b": nn.Linear(1, 1).double()}, "'weight' differs in dtype"),
+    "frozen": (lambda: {"a": nn.Linear(1, 1), "b": nn.Linear(1, 1).requires_grad_(False)}, "requires_grad"),
+    "tied": (lambda: {"a": Tied()}, "ties 'a.weight' and 'b.weight'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_impossible_choices_are_refused(case):
+    make, message = BAD[case]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mnas.Choice(make())
+
+
+UNMASKABLE = {
+    "identity": ({"a": nn.Identity(), "b": nn.Conv2d(1, 1, 3, padding=1)}, "Identity is no Conv2d"),
+    "off centre": ({"a": nn.Conv2d(1, 1, 3, padding=0), "b": nn.Conv2d(1, 1, 5, padding=2)}, "does not centre"),
+    "stride": ({"a": nn.Conv2d(1, 1, 3, 2, 1), "b": nn.Conv2d(1, 1, 5, 1, 2)}, "stride (2, 2) is not (1, 1)"),
+    "bias": ({"a": nn.Conv2d(1, 1, 3, padding=1, bias=False), "b": nn.Conv2d(1, 1, 5, padding=2)}, "lacks"),
+}
+
+
+@pytest.mark.parametrize("case", UNMASKABLE)
+def test_masked_execution_is_refused_where_padding_does_not_compute_the_candidate(case):
+    candidates, message = UNMASKABLE[case]
+    space = mnas.SearchSpace(lambda: nn.Sequential(mnas.Choice(candidates)))
+    mnas.Supernet(space)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mnas.Supernet(space, execution="masked")

@@ -1,0 +1,288 @@
+"""The exactness table of docs/design.md, row by row, against separate modules under stock optimizers."""
+
+import copy
+import random
+
+import pytest
+import torch
+from conftest import batches, randomise
+from oracle import ModularMil4
+from torch.nn import functional as F
+
+import mnas
+
+OPTIMIZERS = {
+    "sgd": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+    "adam": (torch.optim.Adam, {"lr": 0.003, "weight_decay": 0.01, "amsgrad": True}),
+    "adamw": (torch.optim.AdamW, {"lr": 0.003, "weight_decay": 0.05}),
+    "rmsprop": (torch.optim.RMSprop, {"lr": 0.001, "momentum": 0.9, "weight_decay": 0.01, "centered": True}),
+}
+FORMS = [(name, form) for name in OPTIMIZERS for form in ("default", "foreach", "fused")]
+FORMS.remove(("rmsprop", "fused"))  # torch has none
+FORMS.remove(("sgd", "fused"))  # refused with momentum, see test_optim.py
+
+
+def optimizer_of(name, form="default"):
+    optimizer_class, options = OPTIMIZERS[name]
+    return optimizer_class, {**options, **({} if form == "default" else {form: True})}
+
+
+def make_pair(channels=(3, 5), hidden=7, execution="sliced"):
+    space = mnas.spaces.mil4(channels, hidden)
+    torch.manual_seed(1)
+    net = mnas.Supernet(space, execution)
+    torch.manual_seed(1)
+    return space, net, ModularMil4(channels, hidden)
+
+
+def random_paths(space, n):
+    chooser = random.Random(3)
+    return [chooser.choice(list(space.paths())) for _ in range(n)]
+
+
+def same_state(optimizer, piece, stock, parameter):
+    ours, theirs = optimizer.inner.state.get(piece), stock.state.get(parameter)
+    if not ours or not theirs:
+        return not ours and not theirs  # neither was ever stepped
+    equal = [torch.equal(v, theirs[k]) if torch.is_tensor(v) else v == theirs[k] for k, v in ours.items()]
+    return ours.keys() == theirs.keys() and all(equal)
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_interleaved_paths_equal_separate_modules(name, form):
+    space, net, oracle = make_pair()
+    optimizer_class, options = optimizer_of(name, form)
+    ours, stock = mnas.MaskedOptimizer(optimizer_class, net, **options), optimizer_class(oracle.parameters(), **options)
+    for path, (x, y) in zip(random_paths(space, 60), batches(60), strict=True):
+        losses = []
+        for forward, optimizer in ((net, ours), (oracle, stock)):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(forward(x, path), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss)
+        assert torch.equal(*losses)
+    pieces = [p for group in ours.inner.param_groups for p in group["params"]]
+    for piece, parameter in zip(pieces, oracle.pieces(), strict=True):
+        assert torch.equal(piece, parameter)
+        assert same_state(ours, piece, stock, parameter)
+    for path in space.paths():
+        for ours_p, theirs in zip(mnas.export(net, path).parameters(), oracle.used(path), strict=True):
+            assert torch.equal(ours_p, theirs)
+
+
+def test_full_width_in_channels_last_equals_separate_modules():
+    space, net, oracle = make_pair(channels=(16, 32), hidden=128)
+    optimizer_class, options = optimizer_of("sgd")
+    ours, stock = mnas.MaskedOptimizer(optimizer_class, net, **options), optimizer_class(oracle.parameters(), **options)
+    for path, (x, y) in zip(random_paths(space, 50), batches(50, size=16), strict=True):
+        x = x.to(memory_format=torch.channels_last)
+        for forward, optimizer in ((net, ours), (oracle, stock)):
+            optimizer.zero_grad()
+            F.cross_entropy(forward(x, path), y).backward()
+            optimizer.step()
+    for path in space.paths():
+        for ours_p, theirs in zip(mnas.export(net, path).parameters(), oracle.used(path), strict=True):
+            assert torch.equal(ours_p, theirs)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_fixed_path_then_export_equals_standalone_trained_alone(name, small):
+    optimizer_class, options = optimizer_of(name)
+    for path in small.paths():
+        torch.manual_seed(5)
+        net = mnas.Supernet(small)
+        torch.manual_seed(5)
+        alone = mnas.standalone(small, path)
+        ours = mnas.MaskedOptimizer(optimizer_class, net, **options)
+        stock = optimizer_class(alone.parameters(), **options)
+        for x, y in batches(50):
+            for logits, optimizer in ((net(x, path), ours), (alone(x), stock)):
+                optimizer.zero_grad()
+                F.cross_entropy(logits, y).backward()
+                optimizer.step()
+        exported = mnas.export(net, path)
+        for ours_p, theirs in zip(exported.parameters(), alone.parameters(), strict=True):
+            assert torch.equal(ours_p, theirs)
+        x, _ = next(batches(1, seed=9))
+        assert torch.equal(exported(x), alone(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_export_computes_what_the_path_computes(small, training):
+    net = mnas.Supernet(small).train(training)
+    randomise(net)
+    x, _ = next(batches(1, size=32))
+    for path in small.paths():
+        exported = mnas.export(net, path)
+        assert exported.training == training
+        assert torch.equal(exported(x), net(x, path))
+
+
+def test_paths_differ(small):
+    """The canary: a mask that is ignored would pass every comparison of a thing with itself."""
+    for execution in ("sliced", "masked"):
+        net = mnas.Supernet(small, execution)
+        randomise(net)
+        x, _ = next(batches(1))
+        logits = [net(x, path) for path in small.paths()]
+        assert all(not torch.allclose(a, b, atol=1e-3) for i, a in enumerate(logits) for b in logits[:i])
+
+
+@pytest.mark.parametrize("execution", ["sliced", "masked"])
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_inactive_entries_and_their_state_do_not_move(name, form, execution, small):
+    torch.manual_seed(0)
+    net = mnas.Supernet(small, execution)
+    optimizer_class, options = optimizer_of(name, form)
+    optimizer = mnas.MaskedOptimizer(optimizer_class, net, **options)
+    for path, (x, y) in zip(random_paths(small, 20), batches(20), strict=True):
+        before = {p: [t.detach().clone() for t in mnas.export(net, p).parameters()][:4] for p in small.paths()}
+        state = copy.deepcopy(optimizer.state_dict()["state"])
+        optimizer.zero_grad()
+        F.cross_entropy(net(x, path), y).backward()
+        optimizer.step()
+        after = optimizer.state_dict()["state"]
+        for choice in (0, 1):
+            other = tuple(1 - i if c == choice else i for c, i in enumerate(path))
+            now = list(mnas.export(net, other).parameters())
+            for k in (2 * choice, 2 * choice + 1):  # weight and bias of that choice
+                assert torch.equal(before[other][k], now[k])
+                index = 2 * k + other[choice]  # two pieces per merged parameter
+                assert (index in state) == (index in after)
+                for key, value in state.get(index, {}).items():
+                    assert value is None or torch.equal(value, after[index][key])
+        used = list(mnas.export(net, path).parameters())
+        assert all(not torch.equal(a, b) for a, b in zip(before[path], used[:4], strict=True))
+
+
+def test_masked_equals_sliced_in_float64(small):
+    torch.manual_seed(2)
+    sliced = mnas.Supernet(small).double()
+    masked = mnas.Supernet(small, "masked").double()
+    masked.load_state_dict(sliced.state_dict())
+    optimizer_class, options = optimizer_of("sgd")
+    optimizers = [mnas.MaskedOptimizer(optimizer_class, net, **options) for net in (sliced, masked)]
+    for path, (x, y) in zip(random_paths(small, 50), batches(50, dtype=torch.float64), strict=True):
+        masked.load_state_dict(sliced.state_dict())  # per step: the same start, so that chaos does not add up
+        logits = []
+        for net, optimizer in zip((sliced, masked), optimizers, strict=True):
+            optimizer.zero_grad()
+            logits.append(net(x, path))
+            F.cross_entropy(logits[-1], y).backward()
+            optimizer.step()
+        torch.testing.assert_close(logits[0], logits[1], rtol=1e-12, atol=1e-12)
+        for a, b in zip(sliced.parameters(), masked.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_masked_equals_sliced_in_float32_per_step():
+    """One step from the same start. The masked kernel sums the same products in another order, with zeros between:
+    over 16 * 25 products float32 (eps 1.2e-7) errs by a few 1e-6 relative to the largest terms."""
+    space, sliced, _ = make_pair(channels=(16, 32), hidden=128)
+    masked = mnas.Supernet(space, "masked")
+    optimizer_class, options = optimizer_of("sgd")
+    for path, (x, y) in zip(random_paths(space, 12), batches(12, size=16), strict=True):
+        masked.load_state_dict(sliced.state_dict())
+        for net in (sliced, masked):
+            optimizer = mnas.MaskedOptimizer(optimizer_class, net, **options)
+            optimizer.zero_grad()
+            F.cross_entropy(net(x, path), y).backward()
+            optimizer.step()
+        for a, b in zip(sliced.parameters(), masked.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("execution", ["sliced", "masked"])
+def test_a_penalty_on_everything_reaches_only_what_is_active(small, execution):
+    net = mnas.Supernet(small, execution)
+    randomise(net)
+    optimizer = mnas.MaskedOptimizer(torch.optim.SGD, net, lr=0.1, momentum=0.9)
+    path = (0, 1)
+    x, y = next(batches(1))
+    penalty = 0.1 * sum(p.square().sum() for p in net.parameters())
+    (F.cross_entropy(net(x, path), y) + penalty).backward()
+    for choice, active in zip(net._choices, path, strict=True):
+        for key, active_set in choice.active_sets.items():
+            grad = choice._parameters[key].grad
+            mask = active_set.regions[active].mask(grad)
+            assert grad[~mask].eq(0).all()
+            assert grad[mask].ne(0).any()
+    reference = mnas.export(net, path)
+    total = F.cross_entropy(reference(x), y) + 0.1 * sum(p.square().sum() for p in reference.parameters())
+    total.backward()
+    for choice, active, layer in zip(net._choices, path, (reference[0], reference[3]), strict=True):
+        for key, active_set in choice.active_sets.items():
+            ours = active_set.regions[active].view(choice._parameters[key].grad)
+            torch.testing.assert_close(ours, getattr(layer, key).grad, rtol=1e-5, atol=1e-6)
+    before = mnas.export(net, (1, 0))
+    optimizer.step()
+    after = mnas.export(net, (1, 0))
+    for k in (0, 3):
+        assert torch.equal(before[k].weight, after[k].weight)
+        assert torch.equal(before[k].bias, after[k].bias)
+
+
+def test_accumulation_over_paths_equals_separate_modules(small):
+    space, net, oracle = make_pair()
+    optimizer_class, options = optimizer_of("adamw")
+    ours, stock = mnas.MaskedOptimizer(optimizer_class, net, **options), optimizer_class(oracle.parameters(), **options)
+    stream = batches(60)
+    for first, second in zip(random_paths(space, 30), random_paths(space, 31)[1:], strict=True):
+        (x, y), (x2, y2) = next(stream), next(stream)
+        for forward, optimizer in ((net, ours), (oracle, stock)):
+            optimizer.zero_grad()
+            F.cross_entropy(forward(x, first), y).backward()
+            F.cross_entropy(forward(x2, second), y2).backward()
+            optimizer.step()
+    pieces = [p for group in ours.inner.param_groups for p in group["params"]]
+    for piece, parameter in zip(pieces, oracle.pieces(), strict=True):
+        assert torch.equal(piece, parameter)
+        assert same_state(ours, piece, stock, parameter)
+
+
+@pytest.mark.parametrize("reset", ["optimizer", "optimizer to zeros", "net", "net to zeros", "by hand"])
+def test_every_way_to_reset_gradients_resets_what_is_active(small, reset):
+    net = mnas.Supernet(small)
+    optimizer = mnas.MaskedOptimizer(torch.optim.SGD, net, lr=0.1, momentum=0.9, weight_decay=0.1)
+    for path, (x, y) in zip([(0, 0), (1, 1), (1, 1)], batches(3), strict=True):
+        if reset == "by hand":
+            for parameter in net.parameters():
+                parameter.grad = None
+        else:
+            target = optimizer if "optimizer" in reset else net
+            target.zero_grad(set_to_none="zeros" not in reset)
+        before = mnas.export(net, (0, 0))
+        F.cross_entropy(net(x, path), y).backward()
+        optimizer.step()
+        after = mnas.export(net, (0, 0))
+        moved = [not torch.equal(before[k].weight, after[k].weight) for k in (0, 3)]
+        assert moved == [path[0] == 0, path[1] == 0]
+
+
+def test_evaluating_between_backward_and_step_activates_nothing(small):
+    net = mnas.Supernet(small)
+    optimizer = mnas.MaskedOptimizer(torch.optim.SGD, net, lr=0.1, weight_decay=0.1)
+    x, y = next(batches(1))
+    before = mnas.export(net, (1, 1))
+    F.cross_entropy(net(x, (0, 0)), y).backward()
+    net(x, (1, 1))  # with gradients enabled, and never used: in stock torch, too, its grad stays None
+    with torch.no_grad():
+        net(x, (1, 1))
+    optimizer.step()
+    after = mnas.export(net, (1, 1))
+    assert torch.equal(before[0].weight, after[0].weight)
+
+
+def test_a_gradient_of_zeros_is_active():
+    """Dead ReLUs give zeros, not None: stock torch decays such weights, and so do we."""
+    _, net, oracle = make_pair()
+    optimizer_class, options = optimizer_of("adamw")
+    ours, stock = mnas.MaskedOptimizer(optimizer_class, net, **options), optimizer_class(oracle.parameters(), **options)
+    x, _ = next(batches(1))
+    for forward, optimizer in ((net, ours), (oracle, stock)):
+        (forward(x, (0, 1)) * 0).sum().backward()
+        optimizer.step()
+    pieces = [p for group in ours.inner.param_groups for p in group["params"]]
+    for piece, parameter in zip(pieces, oracle.pieces(), strict=True):
+        assert torch.equal(piece, parameter)

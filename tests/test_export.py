@@ -1,0 +1,100 @@
+"""Exported networks are plain torch: as modules, and as source in a process that has never heard of mnas."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import batches, randomise
+from torch import nn
+
+import mnas
+from mnas.export import source
+
+
+def test_exported_modules_are_plain_compact_and_independent(small):
+    net = mnas.Supernet(small)
+    randomise(net)
+    x, _ = next(batches(1))
+    for path in small.paths():
+        exported = mnas.export(net, path)
+        assert all(type(module).__module__.startswith("torch.nn") for module in exported.modules())
+        assert not any(
+            type(value).__module__.startswith("mnas") for m in exported.modules() for value in vars(m).values()
+        )
+        for parameter in exported.parameters():
+            assert type(parameter) is nn.Parameter
+            assert parameter.is_leaf
+            assert parameter.requires_grad
+            assert parameter.is_contiguous()
+            assert parameter.untyped_storage().nbytes() == parameter.numel() * parameter.element_size()
+        expected = net(x, path)
+        with torch.no_grad():
+            for parameter in exported.parameters():
+                parameter.zero_()
+        assert torch.equal(net(x, path), expected)
+
+
+def test_export_under_no_grad_is_trainable(small):
+    with torch.no_grad():
+        exported = mnas.export(mnas.Supernet(small), (0, 0))
+    assert all(p.requires_grad for p in exported.parameters())
+
+
+def test_both_executions_export_the_same(small):
+    sliced, masked = mnas.Supernet(small), mnas.Supernet(small, "masked")
+    masked.load_state_dict(sliced.state_dict())
+    for path in small.paths():
+        ours, theirs = mnas.export(sliced, path), mnas.export(masked, path)
+        assert repr(ours) == repr(theirs)
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_standalone_starts_where_the_supernet_of_the_same_seed_starts(small):
+    for path in small.paths():
+        torch.manual_seed(4)
+        alone = mnas.standalone(small, path)
+        torch.manual_seed(4)
+        net = mnas.Supernet(small)
+        exported = mnas.export(net, path)
+        assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), exported.parameters(), strict=True))
+        assert not torch.equal(next(mnas.standalone(small, path).parameters()), next(alone.parameters()))
+
+
+def test_exported_source_computes_the_same_where_mnas_cannot_be_imported(small, tmp_path):
+    net = mnas.Supernet(small).eval()
+    randomise(net)
+    x, _ = next(batches(1, size=8))
+    for path in small.paths():
+        folder = tmp_path / small.format(path)
+        folder.mkdir()
+        exported = mnas.export(net, path)
+        (folder / "model.py").write_text(source(exported, "A test.", "Notes."))
+        torch.save(exported.state_dict(), folder / "weights.pt")
+        torch.save({"x": x, "logits": exported(x).detach()}, folder / "expected.pt")
+        script = (
+            "import sys; sys.modules['mnas'] = None\n"
+            "import torch, model\n"
+            "try:\n    import mnas\n    raise SystemExit('mnas was importable')\n"
+            "except ImportError:\n    pass\n"
+            "expected = torch.load('expected.pt', weights_only=True)\n"
+            "net = model.load()\n"
+            "assert not net.training\n"
+            "assert torch.equal(net(expected['x']), expected['logits'])\n"
+        )
+        subprocess.run([sys.executable, "-c", script], cwd=folder, check=True, timeout=120)
+
+
+def test_source_covers_nested_sequences_and_refuses_unknown_classes():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3, stride=2, bias=False), nn.BatchNorm2d(2)), nn.Flatten())
+    namespace = {"__file__": "model.py", "__name__": "model"}
+    exec(source(model, "Nested."), namespace)
+    rebuilt = namespace["Net"]()
+    assert repr(list(rebuilt)) == repr(list(model))
+    assert rebuilt.state_dict().keys() == model.state_dict().keys()
+
+    class Own(nn.Module):
+        pass
+
+    with pytest.raises(ValueError, match="cannot write the source of Own"):
+        source(nn.Sequential(Own()), "Own.")

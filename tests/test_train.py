@@ -1,0 +1,167 @@
+"""The training loop and the run directory, in one process; real processes and kills are in test_tools.py."""
+
+import json
+import re
+
+import pytest
+import torch
+from conftest import ROOT
+
+import mnas
+from mnas.checkpoint import RunDirectory, RunError, write_atomically
+from mnas.data import Split
+from mnas.train import DivergedError, Recipe, scratch_trainer, supernet_trainer
+
+
+@pytest.fixture
+def splits(mnist):
+    return Split(mnist.train.images[:640], mnist.train.labels[:640]), mnist.validation.first(100)
+
+
+def make(kind, space, splits, seed=3, **options):
+    recipe = Recipe(epochs=3, batch_size=64, lr=0.05)
+    if kind == "scratch":
+        return scratch_trainer(space, (1, 0), *splits, recipe, seed)
+    return supernet_trainer(space, *splits, recipe, seed, sampler=kind, **options)
+
+
+def finish(trainer):
+    return [trainer.advance() for _ in range(trainer.total_steps - trainer.step)]
+
+
+def equal(a, b):
+    if torch.is_tensor(a):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("stop", [0, 4, 10, 19, 30])
+@pytest.mark.parametrize("kind", ["uniform", "fair", "scratch"])
+def test_a_checkpoint_at_any_step_continues_bit_for_bit(kind, stop, small, splits, tmp_path):
+    whole = make(kind, small, splits)
+    losses = finish(whole)
+    begun = make(kind, small, splits)
+    first = [begun.advance() for _ in range(stop)]
+    run = RunDirectory(tmp_path / "run")
+    run.create({})
+    run.save({"trainer": begun.state_dict()})
+    torch.rand(3)  # what happens elsewhere in the process must not matter
+    resumed = make(kind, small, splits)
+    resumed.load_state_dict(run.load()["trainer"])
+    assert first + finish(resumed) == losses
+    assert equal(whole.state_dict(), resumed.state_dict())
+
+
+def test_rows_hold_every_network_after_every_epoch(small, splits):
+    trainer = make("uniform", small, splits)
+    finish(trainer)
+    archs = [small.format(p) for p in small.paths()]
+    assert [(r["epoch"], r["arch"]) for r in trainer.rows] == [(e, a) for e in (1, 2, 3) for a in archs]
+    assert sum(r["updates"] for r in trainer.rows[-4:]) == trainer.total_steps == 30
+    last = trainer.rows[-1]
+    exported = mnas.export(trainer.module, (1, 1))
+    score = mnas.evaluate(exported, *vars(splits[1]).values())
+    assert (last["val_top1"], last["val_loss"]) == score
+
+
+def test_different_seeds_differ(small, splits):
+    losses = [make("uniform", small, splits, seed).advance() for seed in (0, 1)]
+    assert losses[0] != losses[1]
+
+
+def test_validation_changes_nothing(small, splits):
+    trainer = make("uniform", small, splits)
+    trainer.advance()
+    before = trainer.state_dict()["weights"].copy()
+    before = {k: v.clone() for k, v in before.items()}
+    for _, network in trainer.networks():
+        mnas.evaluate(network, splits[1].images, splits[1].labels)
+    assert equal(before, dict(trainer.module.state_dict()))
+    assert trainer.module.training
+
+
+def test_a_small_training_set_is_one_short_batch(small, splits):
+    recipe = Recipe(epochs=2, batch_size=64)
+    trainer = supernet_trainer(small, splits[0].first(10), splits[1], recipe, seed=0)
+    assert (trainer.total_steps, len(finish(trainer))) == (2, 2)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_with_step_and_path(small, splits, poison):
+    trainer = make("scratch", small, splits)
+    for _ in range(3):
+        trainer.advance()
+    with torch.no_grad():
+        trainer.module[-1].bias.fill_(poison)
+    with pytest.raises(DivergedError, match="at step 4 on path conv5x5-conv3x3"):
+        trainer.advance()
+    assert trainer.step == 3
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    file = tmp_path / "checkpoint.pt"
+    write_atomically(file, b"old")
+
+    def full_disk(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(file, b"new")
+    assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.create({"seed": 1})
+    assert run.load() is None
+    run.save({"step": torch.tensor(1)})
+    file = run.path / "checkpoint.pt"
+    whole = file.read_bytes()
+
+    class Evil:
+        def __reduce__(self):
+            return print, ("unpickled!",)
+
+    torch.save({"format": "mnas-run-1", "x": Evil()}, tmp_path / "evil.pt")
+    torch.save({"weights": {}}, tmp_path / "foreign.pt")
+    evil, foreign = ((tmp_path / f"{name}.pt").read_bytes() for name in ("evil", "foreign"))
+    for content in (whole[:-50], whole[: len(whole) // 2], b"", b"text", evil):
+        file.write_bytes(content)
+        with pytest.raises(RunError, match="is damaged or no checkpoint"):
+            run.load()
+    file.write_bytes(foreign)
+    with pytest.raises(RunError, match="not a checkpoint of this version"):
+        run.load()
+    (run.path / "config.json").write_text('{"seed": ')
+    with pytest.raises(RunError, match=r"config\.json is damaged"):
+        run.config()
+
+
+def test_existing_directories_are_not_overwritten(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.create({"seed": 1})
+    with pytest.raises(RunError, match="is not empty; --resume continues"):
+        run.create({"seed": 1})
+    with pytest.raises(RunError, match="was begun with --seed 1, not 2"):
+        run.check_config({"seed": 2})
+    assert json.loads((run.path / "config.json").read_text())["environment"]["threads"] >= 1
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match="is a file; give --out a directory"):
+        RunDirectory(tmp_path / "file").create({})
+
+
+def test_library_imports_follow_the_data_flow():
+    """No cycles: each module imports only modules that come before it."""
+    order = ["masking", "choice", "space", "spaces", "supernet", "sampler", "optim", "export", "cost", "data"]
+    order += ["evaluate", "train", "checkpoint"]
+    for position, name in enumerate(order):
+        text = (ROOT / "mnas" / f"{name}.py").read_text()
+        imported = set(re.findall(r"from mnas\.(\w+) import", text))
+        assert imported <= set(order[:position]), name
+    assert {p.stem for p in (ROOT / "mnas").glob("*.py")} == {*order, "__init__"}

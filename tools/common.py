@@ -1,0 +1,179 @@
+"""What the tools share: the one place for runtime settings, the way errors end, and access to finished runs."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
+
+if TYPE_CHECKING:  # torch takes seconds to import: not before the arguments are known to be good
+    from torch import nn
+
+    from mnas import SearchSpace
+    from mnas.checkpoint import RunDirectory
+    from mnas.data import Data, Split
+
+Count = Annotated[int, Parameter(validator=Number(gt=0, lte=2**31))]
+Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**63))]
+Positive = Annotated[float, Parameter(validator=Number(gt=0, lte=1e6))]
+COLUMNS = ("arch", "val top-1 %", "test top-1 %", "test loss", "params", "MACs")
+
+
+class Failure(Exception):
+    """Ends a tool with one line on stderr. status: 2 for a user's mistake, 1 for a run that failed."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(" ".join(message.split()))
+        self.status = status
+
+
+@contextlib.contextmanager
+def user_input() -> Iterator[None]:
+    """Where the library judges what the user gave: its ValueError is the user's mistake, not ours."""
+    try:
+        yield
+    except ValueError as error:
+        raise Failure(str(error), status=2) from error
+
+
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Where a run writes: a full disk or a lost permission stops it, and what was written before stays."""
+    try:
+        yield
+    except OSError as error:
+        raise Failure(f"cannot write to {directory} ({error.strerror}); what it held before is intact") from error
+
+
+def run(app: App) -> None:
+    """The tool: parse, act, and turn what goes wrong into an exit status and one line."""
+    try:
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        message, status = f"{' '.join(str(error).split())} See --help.", 2
+    except Failure as failure:
+        message, status = str(failure), failure.status
+    except KeyboardInterrupt:
+        message, status = "interrupted", 130
+    else:
+        return
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def configure_runtime(threads: int | None) -> None:
+    """Threads, and an allocator that keeps freed memory instead of giving its pages back after every operation:
+    mapping them anew costs about as much as the arithmetic of a small network. Changes no result."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+
+
+def for_training(split: Split) -> Split:
+    """The pictures in channels_last order, in which this processor's convolutions are faster; the values stay."""
+    import torch
+
+    return type(split)(split.images.contiguous(memory_format=torch.channels_last), split.labels)
+
+
+def load_data(dataset: str, root: Path, limit_train: int | None = None, limit_test: int | None = None) -> Data:
+    from mnas import data
+
+    with user_input():
+        loaded = data.load(dataset, root)
+    train = for_training(loaded.train.first(limit_train))
+    return data.Data(train, for_training(loaded.validation), for_training(loaded.test.first(limit_test)))
+
+
+def table(paths: list[dict[str, Any]]) -> str:
+    """The `paths` of a summary as people read them."""
+    from tabulate import tabulate
+
+    rows = [
+        (p["arch"], 100 * p["val_top1"], 100 * p["test_top1"], p["test_loss"], p["params"], p["macs"]) for p in paths
+    ]
+    return tabulate(rows, COLUMNS, floatfmt=("", ".2f", ".2f", ".4f"), intfmt=",")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run directory opened for evaluation or export."""
+
+    directory: RunDirectory
+    config: dict[str, Any]
+    space: SearchSpace
+    weights: dict[str, dict[str, Any]]
+
+    def archs(self, wanted: str, seed: int) -> list[str]:
+        """The architectures that `all`, `random` or a name stands for in this run."""
+        import torch
+
+        available = [self.space.format(p) for p in self.space.paths()]
+        if self.config["mode"] == "scratch":
+            available = [arch for arch in available if arch in self.weights]
+        if wanted == "all":
+            return available
+        if wanted == "random":
+            return [available[int(torch.randint(len(available), (), generator=torch.Generator().manual_seed(seed)))]]
+        with user_input():
+            arch = self.space.format(self.space.parse(wanted))
+        if arch not in available:
+            raise Failure(f"{arch} was not trained in {self.directory.path}; it holds {', '.join(available)}", status=2)
+        return [arch]
+
+    def network(self, arch: str, execution: str = "sliced") -> nn.Module:
+        """The architecture with its trained weights, in evaluation mode: a supernet's path on the supernet's own
+        tensors, or the network that was trained from scratch."""
+        import mnas
+
+        path = self.space.parse(arch)
+        with user_input():
+            if self.config["mode"] == "scratch":
+                module = mnas.standalone(self.space, path)
+                self._fill(module, self.weights[arch])
+                return module.eval()
+            net = mnas.Supernet(self.space, execution)
+            self._fill(net, self.weights["supernet"])
+            return net.eval().subnet(path)
+
+    def _fill(self, module: nn.Module, weights: dict[str, Any]) -> None:
+        try:
+            module.load_state_dict(weights)
+        except RuntimeError as error:
+            raise Failure(f"the checkpoint in {self.directory.path} does not fit {self.space.name}", 2) from error
+
+
+def open_run(path: Path) -> FinishedRun:
+    """A run directory, or the checkpoint.pt in it."""
+    from mnas import spaces
+    from mnas.checkpoint import RunDirectory
+
+    with user_input():
+        directory = RunDirectory(path.parent if path.name == "checkpoint.pt" else path)
+        config = directory.config()
+        state = directory.load()
+        if state is None:
+            raise Failure(f"{directory.path} has no checkpoint yet; continue it with --resume", status=2)
+        if not {"mode", "space", "dataset"} <= set(config) or not isinstance(state.get("weights"), dict):
+            raise Failure(f"{directory.path} is not the directory of a run", status=2)
+        return FinishedRun(directory, config, spaces.get(config["space"]), state["weights"])
+
+
+def default_threads() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

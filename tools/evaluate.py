@@ -1,0 +1,79 @@
+"""Top-1 accuracy of networks from a run: sampled from a supernet with its weights, or trained from scratch.
+
+python tools/evaluate.py --checkpoint runs/supernet-mil4-mnist-seed0              all four, about 12 s
+python tools/evaluate.py --checkpoint DIR --arch random --seed 3                  one, drawn by the seed
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import common
+from common import Count, Failure, Seed
+from cyclopts import App, Parameter
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    checkpoint: Path
+    "Run directory of tools/train.py."
+    arch: str = "all"
+    "The network, as conv3x3-conv5x5; all; or random: one drawn by --seed."
+    split: Literal["test", "validation"] = "test"
+    "Make selections on validation; read test once, for the result."
+    seed: Seed = 0
+    "For --arch random."
+    data_root: Path = Path("data")
+    "Where the data sets other than mnist are."
+    limit_test: Count | None = None
+    "Use only the first N images of the split."
+    threads: Count | None = None
+    "Threads. [default: all cores]"
+    out: Path | None = None
+    "Also write the rows here, one JSON object a line; a new file."
+
+
+app = App(help=__doc__, help_format="plaintext", version_flags=())
+
+
+@app.default
+def main(options: Options) -> None:
+    if options.out is not None and options.out.exists():
+        raise Failure(f"{options.out} exists; give --out a new file", status=2)
+    if options.out is not None and not options.out.parent.is_dir():
+        raise Failure(f"{options.out.parent} is no directory; give --out a file in an existing one", status=2)
+
+    import json
+
+    from tabulate import tabulate
+    from tqdm import tqdm
+
+    from mnas import cost, evaluate
+    from mnas.checkpoint import write_atomically
+
+    common.configure_runtime(options.threads or common.default_threads())
+    run = common.open_run(options.checkpoint)
+    archs = run.archs(options.arch, options.seed)
+    data = common.load_data(run.config["dataset"], options.data_root)
+    split = (data.test if options.split == "test" else data.validation).first(options.limit_test)
+    rows = []
+    for arch in tqdm(archs, unit="net", disable=None):
+        score = evaluate(run.network(arch), split.images, split.labels)
+        price = cost(run.space, run.space.parse(arch))
+        rows.append(
+            {"arch": arch, f"{options.split}_top1": score.top1, f"{options.split}_loss": score.loss, **price._asdict()}
+        )
+    shown = [(r["arch"], 100 * r[f"{options.split}_top1"], *list(r.values())[2:]) for r in rows]
+    headers = ("arch", f"{options.split} top-1 %", f"{options.split} loss", "params", "MACs")
+    print(f"{run.config['mode']} of {run.config['space']} on {run.config['dataset']}, {len(split)} images")
+    print(tabulate(shown, headers, floatfmt=("", ".2f", ".4f"), intfmt=","))
+    if options.out is not None:
+        with common.writing(options.out):
+            write_atomically(options.out, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    common.run(app)

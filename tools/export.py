@@ -1,0 +1,146 @@
+"""Export one network of a run as plain PyTorch: model.py, weights.pt and a verification on real test images.
+
+    python tools/export.py --checkpoint runs/supernet-mil4-mnist-seed0 --arch conv3x3-conv5x5 --out exported
+    cd exported && python -c "import model; print(model.load())"                      needs nothing but torch
+
+About 15 s. Ends with status 1, and leaves nothing behind, if what was written does not compute what was trained.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import common
+from common import Count, Failure, Seed
+from cyclopts import App, Parameter
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# The sliced path runs the same kernels on the same numbers: no difference is allowed. The masked path sums the
+# products of a larger kernel in another order: logits are of the order of 10, float32 resolves them to 1e-6, and sums
+# of a few thousand products err by tens of that.
+TOLERANCE = {"sliced": 0.0, "masked": 1e-4}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    checkpoint: Path
+    "Run directory of tools/train.py."
+    arch: str
+    "The network, as conv3x3-conv5x5; or random: one drawn by --seed."
+    out: Path
+    "Directory to write, new or empty."
+    seed: Seed = 0
+    "For --arch random."
+    data_root: Path = Path("data")
+    "Where the data sets other than mnist are."
+    limit_test: Count | None = None
+    "Verify on the first N test images. [default: all]"
+    threads: Count | None = None
+    "Threads. [default: all cores]"
+
+
+app = App(help=__doc__, help_format="plaintext", version_flags=())
+
+
+@app.default
+def main(options: Options) -> None:
+    _check_out(options.out)
+
+    import torch
+
+    import mnas
+    from mnas import data
+    from mnas.checkpoint import write_json
+    from mnas.export import compact, source
+
+    common.configure_runtime(options.threads or common.default_threads())
+    run = common.open_run(options.checkpoint)
+    if options.arch == "all":
+        raise Failure("--arch all: one network is exported at a time; give a name or random", status=2)
+    (arch,) = run.archs(options.arch, options.seed)
+    dataset = run.config["dataset"]
+    with common.user_input():
+        test = data.load(dataset, options.data_root).test.first(options.limit_test)
+    price = mnas.cost(run.space, run.space.parse(arch))
+    mode = run.config["mode"]
+    network = compact(run.network(arch))
+    text = source(
+        network,
+        f"{arch} of the search space {run.space.name}, trained on {dataset} ({mode}, seed {run.config['seed']}).",
+        f"Input: float32 (B, {', '.join(map(str, run.space.input_shape))}), pixels / 255, then normalised to mean 0 "
+        f"and\nstandard deviation 1 over the training images (MNIST: - 0.1307, / 0.3081). Output: logits (B, 10).\n"
+        f"{price.params:,} parameters, {price.macs:,} multiply-accumulates a picture. Exported by mnas.",
+    )
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=options.out.parent, prefix=f".{options.out.name}.") as scratch:
+            folder = Path(scratch) / "export"
+            folder.mkdir()
+            (folder / "model.py").write_text(text)
+            torch.save(network.state_dict(), folder / "weights.pt")
+            report = _verify(_import_model(folder), run, arch, test.images, test.labels)
+            write_json(folder / "verification.json", {"arch": arch, "dataset": dataset, **report})
+            if not report["agrees"]:
+                raise Failure(f"the exported network disagrees with the trained one: {report}; nothing was written")
+            if options.out.exists():
+                options.out.rmdir()  # empty, or this fails
+            folder.rename(options.out)
+    except OSError as error:
+        raise Failure(f"cannot write {options.out} ({error.strerror}); give --out a writable directory", 2) from error
+    for reference, difference in report["max_abs_difference"].items():
+        print(f"largest difference to the {reference} network: {difference:.2e} (allowed: {TOLERANCE[reference]:.0e})")
+    print(f"predictions agree on {report['images']} test images; test top-1 {100 * report['test_top1']:.2f} %")
+    print(f"wrote {options.out}/model.py, weights.pt and verification.json")
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise Failure(f"{out} is a file; give --out a directory", status=2)
+    if out.exists() and any(out.iterdir()):
+        raise Failure(f"{out} is not empty; give --out a new directory", status=2)
+
+
+def _import_model(folder: Path) -> nn.Module:
+    """The network as a user of the written files gets it."""
+    import importlib.util
+
+    sys.dont_write_bytecode = True  # the folder is to hold three files
+    spec = importlib.util.spec_from_file_location("exported_model", folder / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.load()
+
+
+def _verify(exported: nn.Module, run: common.FinishedRun, arch: str, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    """The exported network against the trained one, in both executions if it lives in a supernet."""
+    logits = _logits(exported, images)
+    executions = ("sliced", "masked") if run.config["mode"] == "supernet" else ("sliced",)
+    references = {execution: _logits(run.network(arch, execution), images) for execution in executions}
+    differences = {e: float((logits - reference).abs().max()) for e, reference in references.items()}
+    predictions_equal = all(bool((r.argmax(1) == logits.argmax(1)).all()) for r in references.values())
+    return {
+        "images": len(labels),
+        "max_abs_difference": differences,
+        "tolerance": {execution: TOLERANCE[execution] for execution in executions},
+        "predictions_equal": predictions_equal,
+        "test_top1": float((logits.argmax(1) == labels).double().mean()),
+        "agrees": predictions_equal and all(d <= TOLERANCE[e] for e, d in differences.items()),
+    }
+
+
+def _logits(network: nn.Module, images: Tensor) -> Tensor:
+    import torch
+
+    with torch.no_grad():
+        return torch.cat([network(batch) for batch in images.split(500)])
+
+
+if __name__ == "__main__":
+    common.run(app)
