@@ -149,9 +149,10 @@ class RunDirectory:
 
 def environment() -> dict[str, Any]:
     """What else a number depends on: versions, processor, threads, the code's commit."""
-    packages = ("mnas", "torch", "torchvision", "numpy")
+    packages = ("mnas", "torchvision", "numpy")
     return {
         "python": platform.python_version(),
+        "torch": torch.__version__,
         **{package: _version(package) for package in packages},
         "system": platform.platform(),
         "processor": _processor(),

@@ -1,10 +1,12 @@
 """Train a supernet by sampling a path at each step, or networks of the same space from scratch.
 
-    python tools/train.py --mode supernet                    about 40 s on 2 cores; every path about 99.2 % on MNIST
-    python tools/train.py --mode scratch --arch all          about 60 s for the four networks, each about 99.1 %
+    python tools/train.py --mode supernet
+        about 40 s on 2 cores; every path about 99.2 % on MNIST
+    python tools/train.py --mode scratch --arch all
+        about 60 s for the four networks, each about 99.1 %
 
-The run directory holds config.json, metrics.jsonl, checkpoint.pt and summary.json. A stopped run, however it was
-stopped, continues bit for bit with --resume.
+The run directory holds config.json, metrics.jsonl, checkpoint.pt and
+summary.json. However a run was stopped, it continues bit for bit with --resume.
 """
 
 from __future__ import annotations
