@@ -70,17 +70,22 @@ class Choice(nn.Module):
         `merged * mask`, zeros around a smaller kernel.
         """
         masked = execution == "masked"
-        skeleton = self.enclosing if masked else index
-        tensors = {}
-        for name, key in self._parameter_names.items():
-            active_set = self.active_sets[key]
-            tensors[name] = active_set.select(self._parameters[key], index, masked)
-            if masked:
-                tensors[name] = _embed(tensors[name], active_set.regions[skeleton].size)
+        select = self._masked if masked else self._sliced
+        tensors = {name: select(key, index) for name, key in self._parameter_names.items()}
         for name, key in self._buffer_names.items():
             region = self.active_sets[key].regions[index]
             tensors[name] = None if region is None else region.view(self._buffers[key])
-        return _fill(self.candidates[self.names[skeleton]], tensors)
+        return _fill(self.candidates[self.names[self.enclosing if masked else index]], tensors)
+
+    def _sliced(self, key: str, index: int) -> Tensor | None:
+        return self.active_sets[key].select(self._parameters[key], index)
+
+    def _masked(self, key: str, index: int) -> Tensor:
+        """All slots laid over each other in the enclosing shape: the mask alone decides which of them is not zero."""
+        active_set = self.active_sets[key]
+        masked = active_set.mask(self._parameters[key], index)
+        size = active_set.regions[self.enclosing].size
+        return sum(_embed(region.view(masked), size) for region in active_set.regions)
 
     @cached_property
     def enclosing(self) -> int:

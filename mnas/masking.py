@@ -63,24 +63,29 @@ class ActiveSet:
         self.active.clear()
         self._selected.clear()
 
-    def select(self, merged: Tensor, candidate: int, masked: bool = False) -> Tensor | None:
-        """The candidate's view of the merged tensor, differentiable; None where it has no such parameter.
-
-        sliced: the view itself. masked: the view of `merged * mask`, the literal form of gradient masking.
-        """
+    def select(self, merged: Tensor, candidate: int) -> Tensor | None:
+        """Sliced execution: the candidate's view of the merged tensor, differentiable; None if it has no part in it."""
         region = self.regions[candidate]
         if region is None:
             return None
-        source = merged * region.mask(merged) if masked else merged
-        # torch.func.functional_call may put any tensor in the place of the parameter: then there is nothing to watch.
-        if not (isinstance(merged, nn.Parameter) and merged.requires_grad and torch.is_grad_enabled()):
-            return region.view(source)
-        self._watch(merged)
-        return _Select.apply(source, region, self, candidate)
+        if self._watch(merged):
+            return _Select.apply(merged, region, self, candidate)
+        return region.view(merged)
 
-    def _watch(self, parameter: nn.Parameter) -> None:
+    def mask(self, merged: Tensor, candidate: int) -> Tensor:
+        """Masked execution: `merged * mask` (N,), zero outside the candidate's region, differentiable."""
+        masked = merged * self.regions[candidate].mask(merged)
+        if self._watch(merged):
+            masked.register_hook(lambda _: self.reach(candidate))
+        return masked
+
+    def _watch(self, parameter: Tensor) -> bool:
+        """Install the hooks on a parameter that is being trained; whether there is anything to watch."""
+        # torch.func.functional_call may put any tensor in the place of the parameter: that one is not ours.
+        if not (isinstance(parameter, nn.Parameter) and parameter.requires_grad and torch.is_grad_enabled()):
+            return False
         if self._watched is not None and self._watched() is parameter:
-            return
+            return True
         for handle in self._handles:
             handle.remove()
         self.clear()
@@ -89,6 +94,7 @@ class ActiveSet:
             parameter.register_hook(self._zero_inactive),
             parameter.register_post_accumulate_grad_hook(self._commit),
         ]
+        return True
 
     def reach(self, candidate: int) -> None:
         """Note that the running backward pass delivers a gradient to the candidate."""
