@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -99,7 +100,7 @@ class RunDirectory:
 
     def save(self, state: dict[str, Any]) -> None:
         buffer = io.BytesIO()
-        torch.save({"format": FORMAT, **state}, buffer)
+        torch.save(_canonical({"format": FORMAT, **state}), buffer)
         write_atomically(self.path / "checkpoint.pt", buffer.getvalue())
 
     def load(self) -> dict[str, Any] | None:
@@ -145,6 +146,18 @@ class RunDirectory:
         if not isinstance(value, dict):
             raise RunError(f"{file} holds no JSON object; restore it")
         return value
+
+
+def _canonical(value: Any) -> Any:
+    """Equal values in equal bytes. Pickle writes a string that it has met before as a reference if it is the same
+    object; after a resume equal strings are other objects than in an uninterrupted run, unless they are interned."""
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, dict):
+        return {_canonical(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_canonical(item) for item in value)
+    return value
 
 
 def environment() -> dict[str, Any]:

@@ -269,7 +269,8 @@ def same_results(a, b):
     assert first == second
 
 
-LONGER = ("--limit-train", 6000, "--limit-test", 500, "--batch-size", 50, "--epochs", 2, "--checkpoint-every", 7)
+LONGER = ("--limit-train", 6000, "--limit-test", 500, "--batch-size", 50, "--epochs", 2, "--lr", 0.02)
+LONGER += ("--checkpoint-every", 7)
 
 
 @pytest.mark.slow
