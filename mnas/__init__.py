@@ -5,6 +5,7 @@ from mnas.choice import Choice
 from mnas.cost import cost
 from mnas.evaluate import evaluate
 from mnas.export import export, standalone
+from mnas.gradient_mask import GradientMask
 from mnas.optim import MaskedOptimizer
 from mnas.sampler import FairSampler, UniformSampler
 from mnas.space import SearchSpace
@@ -13,6 +14,7 @@ from mnas.supernet import Supernet
 __all__ = [
     "Choice",
     "FairSampler",
+    "GradientMask",
     "MaskedOptimizer",
     "SearchSpace",
     "Supernet",

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from mnas.masking import ActiveSet, Region
+from mnas import masking
+from mnas.masking import Region
 
 EXECUTIONS = ("sliced", "masked")
 # Matrix kernels may choose their code by the alignment of their operands, so each slot starts where a separate
@@ -49,7 +50,8 @@ class Choice(nn.Module):
             _check_candidate(name, candidate)
         self.names = tuple(candidates)
         self._description = "\n".join(f"({name}): {module!r}" for name, module in candidates.items())
-        self.active_sets: dict[str, ActiveSet] = {}
+        self.regions: dict[str, tuple[Region | None, ...]] = {}  # by name of the merged tensor, one a candidate
+        self.owned: dict[str, tuple[Region, ...]] = {}  # the same, of those candidates that have a part in it
         self._parameter_names = _merge_into(self, list(candidates.values()), nn.Module.named_parameters)
         self._buffer_names = _merge_into(self, list(candidates.values()), nn.Module.named_buffers)
         self.candidates = nn.ModuleDict({name: _skeleton(module) for name, module in candidates.items()})
@@ -73,19 +75,20 @@ class Choice(nn.Module):
         select = self._masked if masked else self._sliced
         tensors = {name: select(key, index) for name, key in self._parameter_names.items()}
         for name, key in self._buffer_names.items():
-            region = self.active_sets[key].regions[index]
+            region = self.regions[key][index]
             tensors[name] = None if region is None else region.view(self._buffers[key])
         return _fill(self.candidates[self.names[self.enclosing if masked else index]], tensors)
 
     def _sliced(self, key: str, index: int) -> Tensor | None:
-        return self.active_sets[key].select(self._parameters[key], index)
+        region = self.regions[key][index]
+        return None if region is None else masking.select(self._parameters[key], region, self.owned[key])
 
     def _masked(self, key: str, index: int) -> Tensor:
         """All slots laid over each other in the enclosing shape: the mask alone decides which of them is not zero."""
-        active_set = self.active_sets[key]
-        masked = active_set.mask(self._parameters[key], index)
-        size = active_set.regions[self.enclosing].size
-        return sum(_embed(region.view(masked), size) for region in active_set.regions)
+        regions = self.owned[key]
+        masked = masking.masked(self._parameters[key], self.regions[key][index], regions)
+        size = self.regions[key][self.enclosing].size
+        return sum(_embed(region.view(masked), size) for region in regions)
 
     @cached_property
     def enclosing(self) -> int:
@@ -105,7 +108,7 @@ class Choice(nn.Module):
         return outer
 
     def _regions(self, index: int) -> list[Region | None]:
-        return [active.regions[index] for active in self.active_sets.values()]
+        return [regions[index] for regions in self.regions.values()]
 
 
 def shallow_copy(module: nn.Module) -> nn.Module:
@@ -153,7 +156,8 @@ def _merge_into(
         if hasattr(choice, key):
             raise ValueError(f"{name!r} of a candidate is already a name in Choice; rename that parameter or buffer")
         merged, regions = _merge(name, choice.names, [of_candidate.get(name) for of_candidate in tensors])
-        choice.active_sets[key] = ActiveSet(regions)
+        choice.regions[key] = regions
+        choice.owned[key] = tuple(region for region in regions if region is not None)
         if isinstance(merged, nn.Parameter):
             choice.register_parameter(key, merged)
         else:

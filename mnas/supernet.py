@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mnas.choice import EXECUTIONS, substitute
+from mnas.masking import clear_active_sets
 from mnas.space import Path, SearchSpace, choices_of
 
 
@@ -47,6 +48,4 @@ class Supernet(nn.Module):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset gradients, and with them what is active."""
         super().zero_grad(set_to_none)
-        for choice in self._choices:
-            for active_set in choice.active_sets.values():
-                active_set.clear()
+        clear_active_sets(self.parameters())

@@ -1,5 +1,8 @@
 """The naive thing that mnas must equal: separate modules, stock optimizers, nothing shared and nothing clever."""
 
+import copy
+
+import torch
 from torch import nn
 
 
@@ -23,10 +26,49 @@ class ModularMil4(nn.Module):
         """The parameters of a path, in the order of the standalone network."""
         return [*self.first[path[0]].parameters(), *self.second[path[1]].parameters(), *self.head.parameters()]
 
-    def pieces(self):
-        """All parameters in the order in which a MaskedOptimizer holds its pieces: by merged parameter."""
+    def candidates(self):
+        """The parameters of all candidates, in the order of the merged tensors: by choice, by name, by candidate."""
         for choice in (self.first, self.second):
             for name in ("weight", "bias"):
-                for candidate in choice:
-                    yield getattr(candidate, name)
-        yield from self.head.parameters()
+                yield [getattr(candidate, name) for candidate in choice]
+
+
+class SplitModel:
+    """A module whose parameters are cut into separate tensors, one for the entries that share a history of masks.
+
+    history[name]: (passes, *shape) boolean, what may train in each backward pass. Tensors that may not train get no
+    gradient: their grad stays None, and a stock optimizer leaves them alone.
+    """
+
+    def __init__(self, module, history):
+        self.module = copy.deepcopy(module)
+        self.atoms = {}  # name: [(entries, tensor, passes in which it trains)]
+        for name, parameter in self.module.named_parameters():
+            columns, which = history[name].flatten(1).unique(dim=1, return_inverse=True)
+            self.atoms[name] = []
+            for number, trains in enumerate(columns.T):
+                entries = (which == number).nonzero().squeeze(1)
+                values = parameter.detach().flatten()[entries].clone()
+                self.atoms[name].append((entries, nn.Parameter(values), trains))
+
+    def parameters(self):
+        return [tensor for atoms in self.atoms.values() for _, tensor, _ in atoms]
+
+    def backward(self, number, loss):
+        """Backward pass `number`: its gradients are added to those of the tensors that may train in it."""
+        self.module.zero_grad()
+        loss.backward()
+        for name, atoms in self.atoms.items():
+            grad = self.module.get_parameter(name).grad.flatten()
+            for entries, tensor, trains in atoms:
+                if trains[number]:
+                    tensor.grad = grad[entries] if tensor.grad is None else tensor.grad + grad[entries]
+
+    def assemble(self):
+        """After a step: the module's parameters from the separate tensors."""
+        with torch.no_grad():
+            for name, atoms in self.atoms.items():
+                flat = self.module.get_parameter(name).flatten()
+                for entries, tensor, _ in atoms:
+                    flat[entries] = tensor
+                self.module.get_parameter(name).copy_(flat.view_as(self.module.get_parameter(name)))

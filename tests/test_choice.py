@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import mnas
-from mnas.masking import Region
+from mnas.masking import ActiveSet, Region
 
 
 def two_convs():
@@ -31,7 +31,7 @@ def test_merged_parameters_hold_the_candidates_untouched():
         assert candidate.weight.is_contiguous()
         with torch.no_grad():
             assert candidate.weight.data_ptr() == choice.candidate(index).weight.data_ptr()
-        offset = choice.active_sets["weight"].regions[index].offset
+        offset = choice.regions["weight"][index].offset
         assert candidate.weight.storage_offset() == offset
         assert offset % 16 == 0  # 64 bytes
 
@@ -131,10 +131,11 @@ def test_a_deep_copy_is_independent(small):
     twin(x, (1, 1)).sum().backward()
     for original, copied in zip(net._choices, twin._choices, strict=True):
         assert original is not copied
-        assert original.active_sets["weight"].active == {0}
-        assert copied.active_sets["weight"].active == {1}
+        for choice, active in ((original, 0), (copied, 1)):
+            region = choice.regions["weight"][active]
+            assert ActiveSet.of(choice.weight).snapshot().records == {frozenset({region})}
     weight = twin._choices[0].weight
-    assert weight.grad[twin._choices[0].active_sets["weight"].regions[0].mask(weight)].eq(0).all()
+    assert weight.grad[twin._choices[0].regions["weight"][0].mask(weight)].eq(0).all()
 
 
 def test_state_dict_round_trip(small):
@@ -179,7 +180,7 @@ def test_double_backward(small):
         norm.backward()
         norms.append(norm)
     torch.testing.assert_close(*norms)
-    region = net._choices[0].active_sets["weight"].regions[1]
+    region = net._choices[0].regions["weight"][1]
     torch.testing.assert_close(region.view(net._choices[0].weight.grad), plain[0].weight.grad)
 
 

@@ -1,6 +1,5 @@
 """The exactness table of docs/design.md, row by row, against separate modules under stock optimizers."""
 
-import copy
 import random
 
 import pytest
@@ -40,12 +39,32 @@ def random_paths(space, n):
     return [chooser.choice(list(space.paths())) for _ in range(n)]
 
 
-def same_state(optimizer, piece, stock, parameter):
-    ours, theirs = optimizer.inner.state.get(piece), stock.state.get(parameter)
-    if not ours or not theirs:
-        return not ours and not theirs  # neither was ever stepped
-    equal = [torch.equal(v, theirs[k]) if torch.is_tensor(v) else v == theirs[k] for k, v in ours.items()]
-    return ours.keys() == theirs.keys() and all(equal)
+def merged(net):
+    """The merged parameters of a net, each with the regions of its candidates."""
+    for choice in net._choices:
+        for key in ("weight", "bias"):
+            yield choice._parameters[key], choice.regions[key]
+
+
+def assert_same_state(dense, reference):
+    """dense: state with one number an entry; reference: that of a separate tensor, empty if it was never stepped."""
+    if not reference:
+        assert all(value.eq(0).all() for value in dense.values())
+    for key, value in reference.items():
+        assert torch.equal(dense[key], torch.as_tensor(value).expand(dense[key].shape)), key
+
+
+def assert_same_training(net, ours, oracle, stock):
+    """Weights and optimizer state of every candidate and of the head."""
+    for (parameter, regions), candidates in zip(merged(net), oracle.candidates(), strict=True):
+        state = ours.dense_state(parameter)
+        for region, candidate in zip(regions, candidates, strict=True):
+            assert torch.equal(region.view(parameter), candidate)
+            assert_same_state({k: region.view(v) for k, v in state.items()}, stock.state.get(candidate, {}))
+    head = [p for name, p in net.named_parameters() if name.split(".")[1] not in ("0", "3")]
+    for parameter, reference in zip(head, oracle.head.parameters(), strict=True):
+        assert torch.equal(parameter, reference)
+        assert_same_state(ours.dense_state(parameter), stock.state.get(reference, {}))
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
@@ -62,10 +81,7 @@ def test_interleaved_paths_equal_separate_modules(name, form):
             optimizer.step()
             losses.append(loss)
         assert torch.equal(*losses)
-    pieces = [p for group in ours.inner.param_groups for p in group["params"]]
-    for piece, parameter in zip(pieces, oracle.pieces(), strict=True):
-        assert torch.equal(piece, parameter)
-        assert same_state(ours, piece, stock, parameter)
+    assert_same_training(net, ours, oracle, stock)
     for path in space.paths():
         for ours_p, theirs in zip(mnas.export(net, path).parameters(), oracle.used(path), strict=True):
             assert torch.equal(ours_p, theirs)
@@ -137,23 +153,25 @@ def test_inactive_entries_and_their_state_do_not_move(name, form, execution, sma
     optimizer_class, options = optimizer_of(name, form)
     optimizer = mnas.MaskedOptimizer(optimizer_class, net, **options)
     for path, (x, y) in zip(random_paths(small, 20), batches(20), strict=True):
-        before = {p: [t.detach().clone() for t in mnas.export(net, p).parameters()][:4] for p in small.paths()}
-        state = copy.deepcopy(optimizer.state_dict()["state"])
+        before = [[(region.view(p).clone(), region) for region in regions] for p, regions in merged(net)]
+        state = [optimizer.dense_state(p) for p, _ in merged(net)]
         optimizer.zero_grad()
         F.cross_entropy(net(x, path), y).backward()
         optimizer.step()
-        after = optimizer.state_dict()["state"]
-        for choice in (0, 1):
-            other = tuple(1 - i if c == choice else i for c, i in enumerate(path))
-            now = list(mnas.export(net, other).parameters())
-            for k in (2 * choice, 2 * choice + 1):  # weight and bias of that choice
-                assert torch.equal(before[other][k], now[k])
-                index = 2 * k + other[choice]  # two pieces per merged parameter
-                assert (index in state) == (index in after)
-                for key, value in state.get(index, {}).items():
-                    assert value is None or torch.equal(value, after[index][key])
-        used = list(mnas.export(net, path).parameters())
-        assert all(not torch.equal(a, b) for a, b in zip(before[path], used[:4], strict=True))
+        for number, (parameter, _) in enumerate(merged(net)):
+            now = optimizer.dense_state(parameter)
+            for candidate, (entries, region) in enumerate(before[number]):
+                if candidate == path[number // 2]:
+                    assert not torch.equal(region.view(parameter), entries)
+                    continue
+                assert torch.equal(region.view(parameter), entries)
+                for key, value in now.items():
+                    then = state[number].get(key)
+                    assert (
+                        region.view(value).eq(0).all()
+                        if then is None
+                        else torch.equal(*map(region.view, (value, then)))
+                    )
 
 
 def test_masked_equals_sliced_in_float64(small):
@@ -203,17 +221,17 @@ def test_a_penalty_on_everything_reaches_only_what_is_active(small, execution):
     penalty = 0.1 * sum(p.square().sum() for p in net.parameters())
     (F.cross_entropy(net(x, path), y) + penalty).backward()
     for choice, active in zip(net._choices, path, strict=True):
-        for key, active_set in choice.active_sets.items():
+        for key, regions in choice.regions.items():
             grad = choice._parameters[key].grad
-            mask = active_set.regions[active].mask(grad)
+            mask = regions[active].mask(grad)
             assert grad[~mask].eq(0).all()
             assert grad[mask].ne(0).any()
     reference = mnas.export(net, path)
     total = F.cross_entropy(reference(x), y) + 0.1 * sum(p.square().sum() for p in reference.parameters())
     total.backward()
     for choice, active, layer in zip(net._choices, path, (reference[0], reference[3]), strict=True):
-        for key, active_set in choice.active_sets.items():
-            ours = active_set.regions[active].view(choice._parameters[key].grad)
+        for key, regions in choice.regions.items():
+            ours = regions[active].view(choice._parameters[key].grad)
             torch.testing.assert_close(ours, getattr(layer, key).grad, rtol=1e-5, atol=1e-6)
     before = mnas.export(net, (1, 0))
     optimizer.step()
@@ -235,10 +253,7 @@ def test_accumulation_over_paths_equals_separate_modules(small):
             F.cross_entropy(forward(x, first), y).backward()
             F.cross_entropy(forward(x2, second), y2).backward()
             optimizer.step()
-    pieces = [p for group in ours.inner.param_groups for p in group["params"]]
-    for piece, parameter in zip(pieces, oracle.pieces(), strict=True):
-        assert torch.equal(piece, parameter)
-        assert same_state(ours, piece, stock, parameter)
+    assert_same_training(net, ours, oracle, stock)
 
 
 @pytest.mark.parametrize("reset", ["optimizer", "optimizer to zeros", "net", "net to zeros", "by hand"])
@@ -283,6 +298,4 @@ def test_a_gradient_of_zeros_is_active():
     for forward, optimizer in ((net, ours), (oracle, stock)):
         (forward(x, (0, 1)) * 0).sum().backward()
         optimizer.step()
-    pieces = [p for group in ours.inner.param_groups for p in group["params"]]
-    for piece, parameter in zip(pieces, oracle.pieces(), strict=True):
-        assert torch.equal(piece, parameter)
+    assert_same_training(net, ours, oracle, stock)
