@@ -236,7 +236,7 @@ def _check_class(optimizer_class: Any, elementwise: bool) -> None:
     if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer)):
         raise ValueError(f"{optimizer_class!r} is no optimizer class; expected one such as torch.optim.SGD ({names})")
     name = optimizer_class.__name__
-    if optimizer_class.__module__.startswith("torch.optim.") and name in REFUSED:
+    if name in REFUSED and optimizer_class is getattr(torch.optim, name, None):
         raise ValueError(f"{name} cannot be masked exactly: {REFUSED[name]}; use one of {names}")
     if optimizer_class not in ELEMENTWISE and not elementwise:
         raise ValueError(

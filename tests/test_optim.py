@@ -2,13 +2,18 @@
 
 import copy
 import io
+import re
 
 import pytest
 import torch
 from conftest import batches
+from torch import nn
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import mnas
+
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 
 
 def step(net, optimizer, path, batch):
@@ -110,3 +115,465 @@ def test_frozen_parameters_stay(small):
     assert torch.equal(before[0].weight, after[0].weight)
     assert not after[0].weight.requires_grad
     assert not torch.equal(before[3].weight, after[3].weight)
+
+
+def linear(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
+
+
+ROWS = {"0.weight": torch.tensor([True, False, True, False, True])[:, None], "2.bias": False}
+IRREGULAR = {"0.weight": torch.rand(5, 6, generator=torch.Generator().manual_seed(0)) < 0.5}
+
+
+def train(net, optimizer, steps, first=0):
+    for seed in range(first, first + steps):
+        optimizer.zero_grad()
+        x = torch.randn(8, 6, generator=torch.Generator().manual_seed(seed))
+        net(x).square().mean().backward()
+        optimizer.step()
+
+
+def test_every_optimizer_of_torch_is_exact_or_refused_with_its_reason():
+    torch_own = {c for c in vars(torch.optim).values() if isinstance(c, type)} - {torch.optim.Optimizer}
+    assert {c.__name__ for c in torch_own} == {c.__name__ for c in mnas.optim.ELEMENTWISE} | set(mnas.optim.REFUSED)
+    for name, reason in mnas.optim.REFUSED.items():
+        with pytest.raises(ValueError, match=re.escape(f"{name} cannot be masked exactly: {reason}")):
+            mnas.MaskedOptimizer(getattr(torch.optim, name), nn.Linear(3, 2, bias=False), elementwise=True)
+
+
+def test_the_refused_ones_would_be_wrong():
+    """The reasons are true: with half of a matrix left out, the other half is stepped differently."""
+    torch.manual_seed(0)
+    start, grad = torch.randn(4, 6), torch.randn(4, 6)
+    for name in ("Muon", "Adafactor"):
+        whole, half = nn.Parameter(start.clone()), nn.Parameter(start[:2].clone())
+        whole.grad, half.grad = grad, grad[:2]
+        for parameter in (whole, half):
+            getattr(torch.optim, name)([parameter]).step()
+        updates = whole.detach()[:2] - start[:2], half.detach() - start[:2]
+        assert (updates[0] - updates[1]).abs().max() > 0.05 * updates[0].abs().max()
+
+
+class Sign(torch.optim.Optimizer):
+    """Somebody's own optimizer."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    state = self.state[p]
+                    state["sum"] = state.get("sum", torch.zeros_like(p)) + p.grad
+                    p.sub_(group["lr"] * state["sum"].sign())
+
+
+def test_optimizers_from_elsewhere_need_a_word():
+    net = linear()
+    with pytest.raises(ValueError, match=r"Sign is not known to work .* say so with elementwise=True"):
+        mnas.MaskedOptimizer(Sign, net, lr=0.1)
+    optimizer = mnas.MaskedOptimizer(Sign, net, lr=0.1, elementwise=True)
+    mnas.GradientMask(net, ROWS)
+    before = net[0].weight.detach().clone()
+    train(net, optimizer, 3)
+    assert net[0].weight.ne(before).all(1).tolist() == [True, False, True, False, True]
+    assert optimizer.dense_state(net[0].weight)["sum"].ne(0).any(1).tolist() == [True, False, True, False, True]
+
+
+def test_impossible_arguments_are_refused():
+    net = linear()
+    with pytest.raises(ValueError, match="differentiable=True cannot step the parameters of a module"):
+        mnas.MaskedOptimizer(torch.optim.Adam, net, differentiable=True)
+    with pytest.raises(ValueError, match="capturable=True is for accelerators"):
+        mnas.MaskedOptimizer(torch.optim.Adam, net, capturable=True)
+    with pytest.raises(ValueError, match="capturable=True is for accelerators"):
+        mnas.MaskedOptimizer(torch.optim.Adam, [{"params": net.parameters(), "capturable": True}])
+    with pytest.raises(ValueError, match="policy 'melted' is unknown; expected one of frozen, torch"):
+        mnas.MaskedOptimizer(torch.optim.Adam, net, policy="melted")
+    with pytest.raises(ValueError, match="'sgd' is no optimizer class"):
+        mnas.MaskedOptimizer("sgd", net)
+    with pytest.raises(ValueError, match="Invalid learning rate: -1"):
+        mnas.MaskedOptimizer(torch.optim.SGD, net, lr=-1.0)
+    with pytest.raises(TypeError, match="momentun"):
+        mnas.MaskedOptimizer(torch.optim.SGD, net, momentun=0.9)
+    with pytest.raises(ValueError, match="empty parameter list"):
+        mnas.MaskedOptimizer(torch.optim.SGD, nn.ReLU())
+
+
+@pytest.mark.parametrize("options", [{"differentiable": True}, {"capturable": True}])
+def test_what_is_refused_fails_in_stock_torch_too(options):
+    net = linear()
+    optimizer = torch.optim.Adam(net.parameters(), **options)
+    with pytest.raises((RuntimeError, AssertionError), match=r"in-place operation|must be on supported devices"):
+        train(net, optimizer, 1)
+
+
+SCHEDULERS = {
+    "LambdaLR": lambda s, o: s.LambdaLR(o, lambda epoch: 0.9**epoch),
+    "MultiplicativeLR": lambda s, o: s.MultiplicativeLR(o, lambda _: 0.9),
+    "StepLR": lambda s, o: s.StepLR(o, 2),
+    "MultiStepLR": lambda s, o: s.MultiStepLR(o, [2, 4]),
+    "ConstantLR": lambda s, o: s.ConstantLR(o, 0.5, 3),
+    "LinearLR": lambda s, o: s.LinearLR(o),
+    "ExponentialLR": lambda s, o: s.ExponentialLR(o, 0.8),
+    "SequentialLR": lambda s, o: s.SequentialLR(o, [s.ConstantLR(o), s.ExponentialLR(o, 0.9)], [3]),
+    "CosineAnnealingLR": lambda s, o: s.CosineAnnealingLR(o, 5),
+    "ChainedScheduler": lambda s, o: s.ChainedScheduler([s.ConstantLR(o), s.ExponentialLR(o, 0.9)]),
+    "ReduceLROnPlateau": lambda s, o: s.ReduceLROnPlateau(o, patience=0),
+    "CyclicLR": lambda s, o: s.CyclicLR(o, 0.01, 0.1, step_size_up=2),
+    "CosineAnnealingWarmRestarts": lambda s, o: s.CosineAnnealingWarmRestarts(o, 3),
+    "OneCycleLR": lambda s, o: s.OneCycleLR(o, 0.1, total_steps=8),
+    "PolynomialLR": lambda s, o: s.PolynomialLR(o, 5),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_of_torch(name):
+    """Rates, momenta and weights as under the stock optimizer; and a masked net follows the rate as well."""
+    assert set(SCHEDULERS) == set(torch.optim.lr_scheduler.__all__) - {"LRScheduler"}
+    nets = [linear() for _ in range(3)]
+    mnas.GradientMask(nets[2], {"0.weight": IRREGULAR["0.weight"], "2.weight": torch.ones(2, 5, dtype=torch.bool)})
+    options = {"lr": 0.1, "momentum": 0.9}
+    optimizers = [torch.optim.SGD(nets[0].parameters(), **options)]
+    optimizers += [mnas.MaskedOptimizer(torch.optim.SGD, net, **options) for net in nets[1:]]
+    schedulers = [SCHEDULERS[name](torch.optim.lr_scheduler, optimizer) for optimizer in optimizers]
+    for epoch in range(6):
+        for net, optimizer, scheduler in zip(nets, optimizers, schedulers, strict=True):
+            train(net, optimizer, 1, first=epoch)
+            rate = optimizer.param_groups[0]["lr"]
+            scheduler.step(*[1.0] * (name == "ReduceLROnPlateau"))
+        groups = [{k: v for k, v in optimizer.param_groups[0].items() if k != "params"} for optimizer in optimizers]
+        assert groups[0] == groups[1] == groups[2]
+    assert torch.equal(weights(nets[0]), weights(nets[1]))
+    assert not torch.equal(weights(nets[0]), weights(nets[2]))
+    assert optimizers[2].inner.param_groups[0]["lr"] == rate
+
+
+def test_groups_with_options_of_their_own():
+    net, twin = linear(), linear()
+    masked = mnas.MaskedOptimizer(
+        torch.optim.SGD, [{"params": net[0].parameters(), "lr": 0.0}, {"params": [net[2].weight]}], lr=0.1, momentum=0.9
+    )
+    stock = torch.optim.SGD(
+        [{"params": twin[0].parameters(), "lr": 0.0}, {"params": [twin[2].weight]}], lr=0.1, momentum=0.9
+    )
+    for optimizer, of in ((masked, net), (stock, twin)):
+        train(of, optimizer, 2)
+        optimizer.add_param_group({"params": [of[2].bias], "weight_decay": 0.5})
+        optimizer.param_groups[0]["lr"] = 0.3
+        train(of, optimizer, 2)
+    assert torch.equal(weights(net), weights(twin))
+    assert [len(group["params"]) for group in masked.param_groups] == [2, 1, 1]
+    assert masked.param_groups[2]["weight_decay"] == 0.5
+    mnas.GradientMask(net, ROWS)
+    before = net[0].weight.detach().clone()
+    train(net, masked, 1)
+    assert net[0].weight.ne(before).all(1).tolist() == [True, False, True, False, True]
+    with pytest.raises(ValueError, match="some parameters appear in more than one parameter group"):
+        masked.add_param_group({"params": [net[2].bias]})
+
+
+def test_adagrad_takes_new_groups():
+    """In stock torch a group that is added to Adagrad has no state, and the next step fails."""
+    net = linear()
+    optimizer = mnas.MaskedOptimizer(torch.optim.Adagrad, net[0], lr=0.1, initial_accumulator_value=0.5)
+    optimizer.add_param_group({"params": net[2].parameters(), "lr": 0.2})
+    before = weights(net)
+    train(net, optimizer, 1)
+    assert weights(net).ne(before).all()
+    assert (optimizer.dense_state(net[2].bias)["sum"] - net[2].bias.grad ** 2).allclose(torch.tensor(0.5))
+
+
+def test_named_parameters():
+    net = linear()
+    optimizer = mnas.MaskedOptimizer(torch.optim.Adam, net.named_parameters())
+    mnas.GradientMask(net, ROWS)
+    train(net, optimizer, 2)
+    assert optimizer.state_dict()["param_groups"][0]["param_names"] == [name for name, _ in net.named_parameters()]
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "form"),
+    [(c, form) for c in mnas.optim.ELEMENTWISE for form in ({}, {"foreach": True})]
+    + [(c, {"fused": True}) for c in FUSED],
+)
+def test_masked_state_dict_continues_bit_for_bit_in_a_fresh_module(optimizer_class, form):
+    options = {"lr": 0.01, **({"momentum": 0.9} if optimizer_class is torch.optim.SGD else {}), **form}
+    nets = linear(), linear(1)
+    optimizers = [mnas.MaskedOptimizer(optimizer_class, net, **options) for net in nets]
+    with mnas.GradientMask(nets[0], ROWS):
+        train(nets[0], optimizers[0], 3)
+    mnas.GradientMask(nets[0], IRREGULAR)
+    train(nets[0], optimizers[0], 2, first=3)
+    file = io.BytesIO()
+    torch.save([nets[0].state_dict(), optimizers[0].state_dict()], file)
+    file.seek(0)
+    for target, stored in zip((nets[1], optimizers[1]), torch.load(file, weights_only=True), strict=True):
+        target.load_state_dict(stored)
+    mnas.GradientMask(nets[1], IRREGULAR)
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        train(net, optimizer, 3, first=5)
+    assert torch.equal(weights(nets[0]), weights(nets[1]))
+    for ours, theirs in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        states = optimizers[0].dense_state(ours), optimizers[1].dense_state(theirs)
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    files = [io.BytesIO(), io.BytesIO()]
+    for optimizer, file in zip(optimizers, files, strict=True):
+        torch.save(optimizer.state_dict(), file)
+    assert len(files[0].getvalue()) == len(files[1].getvalue())
+
+
+def test_state_goes_from_stock_to_masked_and_back():
+    nets = [linear() for _ in range(3)]
+    stock = torch.optim.AdamW(nets[0].parameters(), lr=0.01)
+    train(nets[0], stock, 3)
+    masked = mnas.MaskedOptimizer(torch.optim.AdamW, nets[1], lr=0.5)
+    nets[1].load_state_dict(nets[0].state_dict())
+    masked.load_state_dict(copy.deepcopy(stock.state_dict()))
+    again = torch.optim.AdamW(nets[2].parameters(), lr=0.5)
+    nets[2].load_state_dict(nets[0].state_dict())
+    again.load_state_dict(copy.deepcopy(masked.state_dict()))
+    for net, optimizer in zip(nets, (stock, masked, again), strict=True):
+        train(net, optimizer, 3, first=3)
+    assert torch.equal(weights(nets[0]), weights(nets[1]))
+    assert torch.equal(weights(nets[0]), weights(nets[2]))
+    mnas.GradientMask(nets[1], ROWS)
+    train(nets[1], masked, 1)
+    assert masked.dense_state(nets[1][0].weight)["step"][:, 0].tolist() == [7, 6, 7, 6, 7]
+
+
+def test_a_state_that_does_not_fit_is_refused_and_nothing_has_changed():
+    net = linear()
+    optimizer = mnas.MaskedOptimizer(torch.optim.Adam, net, lr=0.1)
+    mnas.GradientMask(net, ROWS)
+    train(net, optimizer, 2)
+    before = [optimizer.dense_state(p) for p in net.parameters()]
+    other = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2))
+    foreign = mnas.MaskedOptimizer(torch.optim.Adam, other, lr=0.1)
+    mnas.GradientMask(other, {"0.weight": torch.tensor([True, False, True, False])[:, None]})
+    train(other, foreign, 1)
+    with pytest.raises(ValueError, match=re.escape("a parameter of shape (4, 6) does not fit shape (5, 6)")):
+        optimizer.load_state_dict(foreign.state_dict())
+    shorter = mnas.MaskedOptimizer(torch.optim.Adam, net[0]).state_dict()
+    with pytest.raises(ValueError, match=re.escape("the state has [2] parameters in its groups, the optimizer [4]")):
+        optimizer.load_state_dict(shorter)
+    after = [optimizer.dense_state(p) for p in net.parameters()]
+    for a, b in zip(before, after, strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    train(net, optimizer, 1)
+
+
+def test_hooks_of_step_and_state_run_once():
+    net = linear()
+    optimizer = mnas.MaskedOptimizer(torch.optim.Adam, net)
+    calls = []
+    handles = [
+        optimizer.register_step_pre_hook(lambda o, *_: calls.append(("pre", o is optimizer))),
+        optimizer.register_step_post_hook(lambda o, *_: calls.append(("post", o is optimizer))),
+        register_optimizer_step_pre_hook(lambda o, *_: calls.append(("global pre", o is optimizer))),
+        register_optimizer_step_post_hook(lambda o, *_: calls.append(("global post", o is optimizer))),
+        optimizer.register_state_dict_pre_hook(lambda o: calls.append(("state", o is optimizer))),
+        optimizer.register_state_dict_post_hook(lambda o, state: {**state, "note": 1}),
+        optimizer.register_load_state_dict_pre_hook(lambda o, state: calls.append(("load", state["note"]))),
+        optimizer.register_load_state_dict_post_hook(lambda o: calls.append(("loaded", o is optimizer))),
+    ]
+    train(net, optimizer, 1)
+    assert calls == [("global pre", True), ("pre", True), ("post", True), ("global post", True)]
+    calls.clear()
+    state = optimizer.state_dict()
+    assert state["note"] == 1
+    optimizer.load_state_dict(state)
+    assert calls == [("state", True), ("load", 1), ("loaded", True)]
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("form", [{}, {"fused": True}])
+def test_grad_scaler_on_the_cpu(form):
+    """Steps as without it where gradients are finite; where they are not, nothing moves."""
+    nets = [linear() for _ in range(2)]
+    optimizers = [mnas.MaskedOptimizer(torch.optim.Adam, net, lr=0.1, **form) for net in nets]
+    for net in nets:
+        mnas.GradientMask(net, ROWS)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for factor in (1.0, 1.0, float("inf"), 1.0):
+        x = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
+        before = weights(nets[1])
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        scaler.scale(nets[1](x).square().mean() * factor).backward()
+        scaler.step(optimizers[1])
+        scaler.update()
+        if factor == 1.0:
+            nets[0](x).square().mean().backward()
+            optimizers[0].step()
+        else:
+            assert torch.equal(before, weights(nets[1]))
+    torch.testing.assert_close(weights(nets[0]), weights(nets[1]), rtol=1e-6, atol=1e-6)
+    assert optimizers[1].dense_state(nets[1][0].weight)["step"][:, 0].tolist() == [3, 0, 3, 0, 3]
+
+
+def test_clipping_takes_the_norm_of_active_entries_only():
+    net = linear()
+    mnas.GradientMask(net, {"*": False, "0.weight": IRREGULAR["0.weight"]})
+    net(torch.randn(8, 6)).square().sum().backward()
+    active = net[0].weight.grad[IRREGULAR["0.weight"]].clone()
+    norm = nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+    # The norm adds the same squares with zeros between, in another order.
+    torch.testing.assert_close(norm, active.norm(), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(net[0].weight.grad[IRREGULAR["0.weight"]], active * (0.5 / norm), rtol=1e-5, atol=0.0)
+    assert net[0].weight.grad[~IRREGULAR["0.weight"]].eq(0).all()
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("form", [{}, {"fused": True}])
+def test_policy_torch_is_the_stock_optimizer_on_zeroed_gradients(optimizer_class, form, small):
+    options = {
+        "lr": 0.1,
+        "weight_decay": 0.1,
+        **({"momentum": 0.9} if optimizer_class is torch.optim.SGD else {}),
+        **form,
+    }
+    nets = linear(), linear()
+    for net in nets:
+        mnas.GradientMask(net, ROWS)
+    train(nets[0], mnas.MaskedOptimizer(optimizer_class, nets[0], policy="torch", **options), 5)
+    train(nets[1], optimizer_class(nets[1].parameters(), **options), 5)
+    assert torch.equal(weights(nets[0]), weights(nets[1]))
+    assert nets[0][0].weight[1].ne(linear()[0].weight[1]).all()  # frozen entries drift
+    supernets = []
+    for masked in (True, False):
+        torch.manual_seed(0)
+        net = mnas.Supernet(small)
+        supernets.append(net)
+        if masked:
+            optimizer = mnas.MaskedOptimizer(optimizer_class, net, policy="torch", **options)
+        else:
+            optimizer = optimizer_class(net.parameters(), **options)
+        for path, batch in zip([(0, 0), (1, 1), (0, 1)] * 2, batches(6), strict=True):
+            step(net, optimizer, path, batch)
+    assert torch.equal(*map(weights, supernets))
+
+
+def restrided(form, layer):
+    """The layer's weight in memory that is not in the order of its indices."""
+    weight = layer.weight.detach()
+    if form == "channels last":
+        layer.to(memory_format=torch.channels_last)
+    elif form == "reversed dimensions":
+        layer.weight = nn.Parameter(weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0))
+    elif form == "with gaps":
+        room = torch.zeros(*weight.shape[:-1], weight.shape[-1] + 5)
+        room[..., :-5] = weight
+        layer.weight = nn.Parameter(room[..., :-5])
+    return layer
+
+
+@pytest.mark.parametrize("when", ["from the start", "moved between steps", "gradient only"])
+@pytest.mark.parametrize("layout", ["channels last", "reversed dimensions", "with gaps"])
+@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad])
+def test_fused_kernels_never_meet_memory_that_they_misread(optimizer_class, layout, when):
+    """Against the plain loop on plain memory. Stock fused kernels are silently wrong in most of these cases."""
+    options = {"lr": 0.01, "weight_decay": 0.1, **({"momentum": 0.9} if optimizer_class is torch.optim.SGD else {})}
+    torch.manual_seed(0)
+    reference = nn.Conv2d(4, 6, 3)
+    layer = copy.deepcopy(reference)
+    if when == "from the start":
+        restrided(layout, layer)
+    fused = mnas.MaskedOptimizer(optimizer_class, layer, fused=True, **options)
+    plain = optimizer_class(reference.parameters(), **options)
+    for number in range(6):
+        if when == "moved between steps" and number == 3:
+            layer.weight.data = restrided(layout, copy.deepcopy(layer)).weight.data
+        grad = torch.randn(reference.weight.shape)
+        reference.weight.grad, layer.weight.grad = grad, grad.clone()
+        if when == "gradient only":
+            holder = nn.Conv2d(4, 6, 3)
+            holder.weight = nn.Parameter(grad)
+            layer.weight.grad = restrided(layout, holder).weight.detach()
+        fused.step()
+        plain.step()
+    torch.testing.assert_close(layer.weight, reference.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_between_forward_and_backward_is_noticed_as_in_stock_torch():
+    net = linear()
+    optimizer = mnas.MaskedOptimizer(torch.optim.SGD, net, lr=0.1)
+    mnas.GradientMask(net, IRREGULAR)
+    mnas.GradientMask(net, {"2.weight": torch.tensor([True, False])[:, None]})
+    loss = net(torch.randn(8, 6)).square().mean()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_masks_that_change_at_every_step_stay_exact_and_few():
+    """Random masks would cut a tensor into single entries; pieces with equal step counts are joined again."""
+    torch.manual_seed(0)
+    layer = nn.Linear(40, 50, bias=False)
+    reference = layer.weight.detach().clone()
+    optimizer = mnas.MaskedOptimizer(torch.optim.Adam, layer, lr=0.1)
+    moments, counts = [torch.zeros(50, 40, dtype=torch.float64) for _ in range(2)], torch.zeros(50, 40)
+    for _ in range(25):
+        mask = torch.rand(50, 40) < 0.3
+        before = layer.weight.detach().clone()
+        optimizer.zero_grad()
+        with mnas.GradientMask(layer, {"weight": mask}):
+            layer(torch.randn(8, 40)).square().mean().backward()
+            optimizer.step()
+        assert torch.equal(layer.weight[~mask], before[~mask])
+        counts += mask
+        grad = layer.weight.grad.double()[mask]
+        moments[0][mask] = 0.9 * moments[0][mask] + 0.1 * grad
+        moments[1][mask] = 0.999 * moments[1][mask] + 0.001 * grad**2
+        corrected = moments[0][mask] / (1 - 0.9 ** counts[mask].double())
+        scale = (moments[1][mask] / (1 - 0.999 ** counts[mask].double())).sqrt() + 1e-8
+        reference[mask] -= (0.1 * corrected / scale).float()
+    assert torch.equal(optimizer.dense_state(layer.weight)["step"], counts)
+    torch.testing.assert_close(layer.weight.detach(), reference, rtol=1e-4, atol=1e-4)
+    assert len(optimizer.state) <= 200
+
+
+def test_state_grows_with_what_was_active_not_with_the_tensor():
+    layer = nn.Linear(1000, 1000, bias=False)
+    optimizer = mnas.MaskedOptimizer(torch.optim.Adam, layer)
+    mask = torch.zeros(1000, 1000, dtype=torch.bool)
+    mask[torch.randperm(1000)[:10]] = torch.rand(10, 1000) < 0.5
+    mnas.GradientMask(layer, {"weight": mask})
+    for _ in range(2):
+        optimizer.zero_grad()
+        layer(torch.randn(2, 1000)).sum().backward()
+        optimizer.step()
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    active = int(mask.sum())
+    assert sum(v.numel() for state in optimizer.state.values() for v in state.values()) == 2 * active + 1
+    assert len(file.getvalue()) < 2 * active * 4 + active * 8 + 20_000  # two moments and an index
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.Adam])
+def test_scalars_empty_tensors_and_parameters_without_gradient(optimizer_class):
+    module = nn.Module()
+    module.scale = nn.Parameter(torch.tensor(2.0))
+    module.nothing = nn.Parameter(torch.zeros(0, 3))
+    module.still = nn.Parameter(torch.ones(2), requires_grad=False)
+    module.unused = nn.Parameter(torch.ones(2))
+    options = {"lr": 0.1, **({"momentum": 0.9} if optimizer_class is torch.optim.SGD else {})}
+    optimizer = mnas.MaskedOptimizer(optimizer_class, module, **options)
+    stock_module = copy.deepcopy(module)
+    stock = optimizer_class(stock_module.parameters(), **options)
+    for frozen in (False, True, False):
+        with mnas.GradientMask(module, {"scale": not frozen, "nothing": not frozen, "still": frozen}):
+            for m, o in ((module, optimizer), (stock_module, stock)):
+                o.zero_grad()
+                (m.scale**2 + m.nothing.sum()).backward()
+                if not (frozen and m is stock_module):
+                    o.step()
+    assert torch.equal(module.scale, stock_module.scale)
+    assert optimizer.dense_state(module.scale).keys() == stock.state[stock_module.scale].keys()
+    assert torch.equal(module.unused, torch.ones(2))
