@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class Region(NamedTuple):
@@ -26,6 +25,16 @@ class Region(NamedTuple):
     def view(self, merged: Tensor) -> Tensor:
         """The region of a flat contiguous tensor (N,) as a view of shape `size`; no copy."""
         return merged.as_strided(self.size, self.stride, merged.storage_offset() + self.offset)
+
+    def alone(self, values: Tensor, numel: int) -> Tensor:
+        """The values (of shape `size`) in their place in a flat tensor (numel,), zeros elsewhere."""
+        flat = values.new_empty(numel)
+        end = self.offset + 1 + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
+        dense = end - self.offset == values.numel()
+        for rest in (flat[: self.offset], flat[end:]) if dense else (flat,):
+            rest.zero_()
+        self.view(flat).copy_(values)
+        return flat
 
     def mask(self, merged: Tensor) -> Tensor:
         """Boolean tensor (N,), True on the region."""
@@ -127,21 +136,24 @@ class ActiveSet:
         self.masks: list[Mask] = []  # in force; equal ones may be there more than once
         self.records: set[Record] = set()
         self._selected: set[Region] = set()  # reached in the running backward pass
+        self._alone: Tensor | None = None  # a gradient known to be zero outside the selected region
         self._arriving: set[Record] = set()  # the same, once the parameter's own gradient is complete
-        self._parameter = weakref.ref(parameter)
+        number = id(parameter)
+        self._parameter = weakref.ref(parameter, lambda _: _ACTIVE_SETS.pop(number, None))
         self._handles: list[Any] = []
 
     @staticmethod
     def of(parameter: Tensor) -> ActiveSet | None:
         """The active set of a parameter; None if all of it always trains."""
-        return _ACTIVE_SETS.get(parameter)
+        found = _ACTIVE_SETS.get(id(parameter))
+        return found if found is not None and found._parameter() is parameter else None
 
     @staticmethod
     def watch(parameter: nn.Parameter) -> ActiveSet:
         """The active set of a parameter, which from now on follows its backward passes."""
-        active_set = _ACTIVE_SETS.get(parameter)
+        active_set = ActiveSet.of(parameter)
         if active_set is None:
-            active_set = _ACTIVE_SETS[parameter] = ActiveSet(parameter)
+            active_set = _ACTIVE_SETS[id(parameter)] = ActiveSet(parameter)
             if parameter.grad is not None:
                 active_set.records.add(frozenset())  # earlier passes, which nobody cut
         if not active_set._handles and parameter.requires_grad:
@@ -167,6 +179,7 @@ class ActiveSet:
         """Forget what was active; for callers that reset the gradient to zeros instead of None."""
         self.records.clear()
         self._selected.clear()
+        self._alone = None
         self._release()
 
     def put(self, mask: Mask) -> None:
@@ -176,13 +189,15 @@ class ActiveSet:
     def lift(self, mask: Mask) -> None:
         """End a mask. What it cut in passes that are not yet stepped stays cut."""
         self.masks.remove(mask)
-        if self._parameter().grad is None:
+        if self._without_gradient():
             self.records.clear()
         self._release()
 
-    def reach(self, region: Region) -> None:
-        """Note that the running backward pass delivers a gradient to the region."""
+    def reach(self, region: Region, alone: Tensor | None = None) -> None:
+        """Note that the running backward pass delivers a gradient to the region; alone: that gradient, if it is zero
+        elsewhere."""
         self._selected.add(region)
+        self._alone = alone
 
     def _release(self) -> None:
         """Leave the parameter as it was before, once there is nothing more to follow."""
@@ -192,11 +207,15 @@ class ActiveSet:
             handle.remove()
         self._handles = []
         parameter = self._parameter()
-        if _ACTIVE_SETS.get(parameter) is self:
-            del _ACTIVE_SETS[parameter]
+        if parameter is not None and ActiveSet.of(parameter) is self:
+            del _ACTIVE_SETS[id(parameter)]
+
+    def _without_gradient(self) -> bool:
+        parameter = self._parameter()  # None: its module is gone, and only an autograd graph still holds it
+        return parameter is None or parameter.grad is None
 
     def _cut(self, grad: Tensor) -> Tensor | None:
-        if self._parameter().grad is None:
+        if self._without_gradient():
             self.records.clear()
             self._release()
         if grad.is_sparse:
@@ -204,7 +223,9 @@ class ActiveSet:
         reached, self._selected = self._selected, set()
         masks = frozenset(self.masks)
         self._arriving = {masks | {region} for region in reached} if self.regions else {masks}
-        if self.regions:
+        # While we hold the gradient of a single use, autograd adds others to a copy: the same memory is only that one.
+        alone, self._alone = self._alone, None
+        if self.regions and (alone is None or alone.data_ptr() != grad.data_ptr()):
             recorded = {s for record in self.records for s in record if isinstance(s, Region)}
             grad = keep_regions(grad, recorded | reached)
         for mask in masks:
@@ -216,7 +237,7 @@ class ActiveSet:
             self.records |= self._arriving
 
 
-_ACTIVE_SETS = WeakTensorKeyDictionary()
+_ACTIVE_SETS: dict[int, ActiveSet] = {}  # by id of the parameter, for as long as it lives
 
 
 def clear_active_sets(parameters: Iterable[Tensor]) -> None:
@@ -270,7 +291,6 @@ class _Select(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        ctx.active_set.reach(ctx.region)
-        flat = grad.new_zeros(ctx.numel)
-        ctx.region.view(flat).copy_(grad)
+        flat = ctx.region.alone(grad, ctx.numel)
+        ctx.active_set.reach(ctx.region, flat)
         return flat, None, None

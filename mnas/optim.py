@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mnas.masking import ActiveSet, clear_active_sets
-from mnas.partition import Layout, Partition, place_of
+from mnas.partition import Layout, Partition
+from mnas.places import place_of
 
 _OPTIM = torch.optim
 ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
@@ -203,7 +204,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
             partition = self._partitions[parameter] = Partition(parameter, self.inner)
             partition.adopt(self.inner.state.pop(parameter, {}))
         lent.append(partition)
-        return partition.lend(active_set)
+        return partition.lend(active_set, contiguous=fused)
 
     def _step_inner(self) -> None:
         step = type(self.inner).step

@@ -3,145 +3,33 @@
 An elementwise optimizer treats a tensor as so many independent numbers that share a step count. Entries that have been
 active at different times have different step counts, so they must be different tensors to it: pieces. A partition
 begins as one piece that has never been stepped, and is refined whenever the active set cuts a piece in two; state goes
-with its entries. Every piece is a contiguous one-dimensional tensor, in the order of the parameter's memory, so that
-each kernel, the fused ones too, sees what it would see in a separate parameter.
+with its entries. A piece is a view of the parameter where that is possible and a compact copy otherwise; for fused
+kernels it is always contiguous, in the order of the parameter's memory.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mnas.masking import EVERYTHING, Active, ActiveSet, Selector
+from mnas.places import Place, place
 
 MOST_PIECES = 64  # with state; beyond that, pieces that are alike are joined when masks change
 MOST_IDLE = 16  # selectors kept beyond those in use, so that masks that alternate need no new partition
 MOST_FOUND = 1024  # active sets whose pieces are remembered
 SCALARS = ("step", "eta", "mu", "mu_product")  # of the optimizers in torch.optim, one a tensor
-WIDE = 8  # entries; from here on copying whole blocks beats copying entries
 
 State = dict[str, Any]
 
 
-class Run:
-    """Entries that are neighbours in memory: read as a view."""
-
-    def __init__(self, start: int, length: int) -> None:
-        self.start, self.length = start, length
-
-    def parts(self) -> dict[str, Any]:
-        return {"start": self.start, "length": self.length}
-
-    def positions(self) -> Tensor:
-        return torch.arange(self.start, self.start + self.length)
-
-    def read(self, flat: Tensor) -> Tensor:
-        return flat.narrow(0, self.start, self.length)
-
-    def write(self, flat: Tensor, values: Tensor) -> None:
-        self.read(flat).copy_(values)
-
-
-class Blocks:
-    """Equal blocks of neighbours at multiples of their width, as the channels of a kernel are: copied by the row."""
-
-    def __init__(self, width: int, rows: Tensor) -> None:
-        self.width, self.rows = width, rows
-
-    def parts(self) -> dict[str, Any]:
-        return {"width": self.width, "rows": self.rows.cpu()}
-
-    def positions(self) -> Tensor:
-        return (self.rows.cpu()[:, None] * self.width + torch.arange(self.width)).flatten()
-
-    def _in_rows(self, flat: Tensor) -> Tensor:
-        height = flat.numel() // self.width
-        return flat.narrow(0, 0, height * self.width).view(height, self.width)
-
-    def read(self, flat: Tensor, out: Tensor | None = None) -> Tensor:
-        out = flat.new_empty(len(self.rows) * self.width) if out is None else out
-        torch.index_select(self._in_rows(flat), 0, self._rows_on(flat), out=out.view(len(self.rows), self.width))
-        return out
-
-    def write(self, flat: Tensor, values: Tensor) -> None:
-        self._in_rows(flat).index_copy_(0, self._rows_on(flat), values.view(len(self.rows), self.width))
-
-    def _rows_on(self, flat: Tensor) -> Tensor:
-        self.rows = self.rows.to(flat.device)
-        return self.rows
-
-
-class Scattered:
-    """Any entries, by index.
-
-    torch indexes a one-dimensional tensor in one thread, but the rows of a matrix in several. So the sorted index is
-    laid out in a row a thread, and the tensor is seen as as many rows that overlap: row r begins at entry r.
-    """
-
-    def __init__(self, index: Tensor) -> None:
-        lanes = min(torch.get_num_threads(), len(index))
-        even = len(index) - len(index) % lanes
-        self.lanes = index[:even].view(lanes, -1) - torch.arange(lanes)[:, None]
-        self.rest = index[even:].clone()
-
-    def parts(self) -> dict[str, Any]:
-        return {"index": self.positions()}
-
-    def positions(self) -> Tensor:
-        lanes = self.lanes.cpu() + torch.arange(len(self.lanes))[:, None]
-        return torch.cat([lanes.flatten(), self.rest.cpu()])
-
-    def _in_lanes(self, flat: Tensor) -> Tensor:
-        lanes = len(self.lanes)
-        return flat.as_strided((lanes, flat.numel() - lanes + 1), (1, 1), flat.storage_offset())
-
-    def read(self, flat: Tensor, out: Tensor | None = None) -> Tensor:
-        self._to(flat.device)
-        out = flat.new_empty(self.lanes.numel() + len(self.rest)) if out is None else out
-        even = self.lanes.numel()
-        torch.gather(self._in_lanes(flat), 1, self.lanes, out=out[:even].view(self.lanes.shape))
-        if len(self.rest):
-            out[even:] = flat[self.rest]
-        return out
-
-    def write(self, flat: Tensor, values: Tensor) -> None:
-        self._to(flat.device)
-        even = self.lanes.numel()
-        self._in_lanes(flat).scatter_(1, self.lanes, values[:even].view(self.lanes.shape))
-        if len(self.rest):
-            flat[self.rest] = values[even:]
-
-    def _to(self, device: torch.device) -> None:
-        self.lanes, self.rest = self.lanes.to(device), self.rest.to(device)
-
-
-Place = Run | Blocks | Scattered
-
-
-def place(index: Tensor) -> Place:
-    """The cheapest way to read and write the entries of a sorted index (n,), n > 0."""
-    start, end = int(index[0]), int(index[-1]) + 1
-    if end - start == len(index):
-        return Run(start, len(index))
-    # The widest blocks that cover the entries: every border between in and out is a multiple of their width.
-    before = (index[1:] != index[:-1] + 1).nonzero().squeeze(1)
-    borders = torch.cat([index[before] + 1, index[before + 1], torch.tensor([start, end])])
-    width = int(np.gcd.reduce(borders.numpy()))
-    return Blocks(width, index[::width] // width) if width >= WIDE else Scattered(index)
-
-
-def place_of(parts: dict[str, Any]) -> Place:
-    """The place that `parts` describes."""
-    if "index" in parts:
-        return Scattered(parts["index"])
-    return Blocks(parts["width"], parts["rows"]) if "rows" in parts else Run(parts["start"], parts["length"])
-
-
-class Layout(NamedTuple):
+@dataclass(frozen=True)
+class Layout:
     """How a tensor lies in memory. Flat means: its memory as one dimension (span,), gaps included."""
 
     size: torch.Size
@@ -151,9 +39,12 @@ class Layout(NamedTuple):
     def of(tensor: Tensor) -> Layout:
         return Layout(tensor.shape, tensor.stride())
 
-    @property
+    @cached_property
     def span(self) -> int:
         return 1 + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
+
+    def holds(self, tensor: Tensor) -> bool:
+        return tensor.stride() == self.stride and tensor.shape == self.size
 
     def flat(self, tensor: Tensor) -> Tensor:
         """A tensor of this layout, as a view."""
@@ -181,8 +72,8 @@ class Layout(NamedTuple):
 class Piece:
     """Entries of one parameter that lie in the same selectors and have been stepped together.
 
-    place: where they are; None for scattered entries that were never active, so that these cost no memory.
-    leaf: their values (n,), what the wrapped optimizer steps and keys its state by; None before they are active.
+    place: where they are; None for entries without a view that were never active, so that these cost no memory.
+    leaf: their values, what the wrapped optimizer steps and keys its state by; None before they are active.
     """
 
     def __init__(self, inside: frozenset[Selector], place: Place | None, leaf: Tensor | None = None) -> None:
@@ -197,7 +88,8 @@ class Partition:
         self.parameter, self.inner = parameter, inner
         self.layout = Layout.of(parameter)
         self.pieces: list[Piece] = []
-        self.selectors: frozenset[Selector] | None = None  # None: the pieces do not yet cover the parameter
+        self.contiguous = True  # no views with gaps
+        self.selectors: frozenset[Selector] | None = None  # None: the pieces do not cover the parameter as they should
         self._found: dict[Active, list[Piece]] = {}
         self._lent: list[Piece] = []
 
@@ -206,7 +98,7 @@ class Partition:
         if not state:
             return
         entries = self.layout.spread(torch.ones(self.layout.size, dtype=torch.bool)).nonzero().squeeze(1)
-        where = place(entries)
+        where = place(entries, contiguous=True)
         leaf = self.add(self.layout, where)
         for key, value in state.items():
             if _per_entry(value) or (self.parameter.ndim == 0 and key not in SCALARS):
@@ -229,32 +121,37 @@ class Partition:
     def with_state(self) -> list[Piece]:
         return [piece for piece in self.pieces if piece.leaf is not None and self.inner.state.get(piece.leaf)]
 
-    def lend(self, active_set: ActiveSet | None) -> list[Tensor]:
-        """The leaves of the active pieces, with the parameter's values and gradients; `settle` ends the loan."""
+    def lend(self, active_set: ActiveSet | None, contiguous: bool) -> list[Tensor]:
+        """The leaves of the active pieces, with the parameter's values and gradients; `settle` ends the loan.
+
+        contiguous: the leaves are for a fused kernel.
+        """
+        if contiguous != self.contiguous or not self.layout.holds(self.parameter):
+            self.selectors, self.contiguous, self._found = None, contiguous, {}
+        parameter, grad = self.parameter.detach(), self.parameter.grad
         self._lent = self._active(active_set)
-        flat, grad = self.layout.flat(self.parameter.detach()), self.parameter.grad
-        # A gradient in another layout would be read in the wrong order.
-        grad = self.layout.flat(grad) if Layout.of(grad) == self.layout else self.layout.spread(grad)
+        if not self.layout.holds(grad):  # it would be read in the wrong order
+            grad = self.layout.spread(grad)
         for piece in self._lent:
-            view = isinstance(piece.place, Run)
-            values = piece.place.read(flat) if view else None
-            if view and piece.leaf is not None and piece.leaf.data_ptr() == values.data_ptr():
-                piece.leaf.grad = piece.place.read(grad)
-            elif view or piece.leaf is None or (piece.leaf.dtype, piece.leaf.device) != (flat.dtype, flat.device):
-                self._renew(piece, piece.place.read(flat))  # its first step, or `module.to` moved the parameter
-                piece.leaf.grad = piece.place.read(grad)
+            leaf, where = piece.leaf, piece.place
+            if where.is_view:
+                if leaf is None or leaf.data_ptr() != parameter.data_ptr() + where.start * leaf.element_size():
+                    leaf = self._renew(piece, where.read(parameter))  # new, or `module.to` moved the parameter
+                leaf.grad = where.read(grad)
             else:
-                piece.place.read(flat, piece.leaf)
-                piece.leaf.grad = piece.grad = piece.place.read(grad, piece.grad)
+                if leaf is None or leaf.dtype != parameter.dtype or leaf.device != parameter.device:
+                    leaf = self._renew(piece, where.read(self.layout.flat(parameter)))
+                else:
+                    where.read(self.layout.flat(parameter), leaf)
+                leaf.grad = piece.grad = where.read(self.layout.flat(grad), piece.grad)
         return [piece.leaf for piece in self._lent]
 
     def settle(self) -> None:
         """Write back what was copied, and let go of the gradients."""
-        flat = self.layout.flat(self.parameter.detach())
         for piece in self._lent:
             piece.leaf.grad = None
-            if not isinstance(piece.place, Run):
-                piece.place.write(flat, piece.leaf)
+            if not piece.place.is_view:
+                piece.place.write(self.layout.flat(self.parameter.detach()), piece.leaf)
         self._lent = []
 
     def dense_state(self) -> State:
@@ -264,19 +161,18 @@ class Partition:
             for key, value in self.inner.state[piece.leaf].items():
                 if key not in dense:
                     dense[key] = torch.zeros(self.layout.span, dtype=_dtype(value), device=piece.leaf.device)
-                dense[key][piece.place.positions().to(piece.leaf.device)] = value
+                dense[key][piece.place.positions().to(piece.leaf.device)] = _flat(value)
         return {key: self.layout.box(flat).clone() for key, flat in dense.items()}
 
-    def _renew(self, piece: Piece, values: Tensor) -> None:
+    def _renew(self, piece: Piece, values: Tensor) -> Tensor:
         state = self.inner.state.pop(piece.leaf, None) if piece.leaf is not None else None
         piece.leaf, piece.grad = values, None
         if state:
             self.inner.state[values] = state
+        return values
 
     def _active(self, active_set: ActiveSet | None) -> list[Piece]:
         active = EVERYTHING if active_set is None else active_set.snapshot()
-        if Layout.of(self.parameter) != self.layout:
-            self.selectors, self._found = None, {}
         found = self._found.get(active)
         if found is None:
             needed = frozenset() if active_set is None else active_set.selectors
@@ -313,7 +209,7 @@ class Partition:
                 label[positions] = len(made)
                 for key, value in state[piece.leaf].items():
                     if _per_entry(value):
-                        dense.setdefault(key, value.new_zeros(layout.span))[positions.to(value.device)] = value
+                        dense.setdefault(key, value.new_zeros(layout.span))[positions.to(value.device)] = _flat(value)
             made.append((group, frozenset()))
         for selector in selectors:
             inside = layout.spread(selector.mask(self.parameter)).nonzero().squeeze(1).cpu()
@@ -330,16 +226,18 @@ class Partition:
             if number < 0:
                 continue  # gaps in memory belong to nobody
             group, inside = made[number]
-            where = place(index)
+            where = place(index, self.contiguous)
             if group:
                 leaf = where.read(flat)
                 state[leaf] = {
-                    key: where.read(dense[key]) if _per_entry(value) else copy.deepcopy(value)
+                    key: where.read(dense[key]).clone(memory_format=torch.contiguous_format)
+                    if _per_entry(value)
+                    else copy.deepcopy(value)
                     for key, value in before[group[0].leaf].items()
                 }
                 pieces.append((int(index[0]), Piece(inside, where, leaf)))
             else:
-                known = isinstance(where, Run) or active.contains(inside)
+                known = where.is_view or active.contains(inside)
                 pieces.append((int(index[0]), Piece(inside, where if known else None)))
         self.pieces = [piece for _, piece in sorted(pieces, key=lambda numbered: numbered[0])]
 
@@ -347,6 +245,10 @@ class Partition:
 def _per_entry(value: Any) -> bool:
     """Whether a value of an optimizer's state holds a number an entry; the others are scalars such as step counts."""
     return torch.is_tensor(value) and value.ndim > 0
+
+
+def _flat(value: Any) -> Any:
+    return value.reshape(-1) if _per_entry(value) else value
 
 
 def _scalars(state: State) -> frozenset[Any]:

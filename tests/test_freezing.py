@@ -77,6 +77,7 @@ MODULES = {
         lambda: nn.Sequential(nn.Conv2d(4, 6, 3, padding=1)).to(memory_format=torch.channels_last),
         (2, 4, 5, 5),
     ),
+    "wide": (lambda: nn.Linear(64, 12), (3, 64)),
     "depthwise": (lambda: nn.Conv1d(8, 8, 5, padding=2, groups=8), (2, 8, 9)),
     "layers": (
         lambda: nn.Sequential(nn.Conv2d(2, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)),

@@ -1,8 +1,10 @@
 """GradientMask: what it accepts, what it refuses, that it lasts and ends as it says, and what it works with."""
 
 import copy
+import gc
 import io
 import re
+import weakref
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from conftest import randomise
 from torch import nn
 
 import mnas
+from mnas import masking
 from mnas.masking import ActiveSet
 
 
@@ -325,3 +328,19 @@ def test_sparse_gradients_are_refused_with_the_remedy():
     mnas.GradientMask(layer, {"weight": torch.ones(5, 1, dtype=torch.bool)})
     with pytest.raises(ValueError, match="sparse gradient; make its layer with sparse=False"):
         layer(torch.tensor([1, 2])).sum().backward()
+
+
+def test_nothing_keeps_a_module_alive_and_a_graph_outlives_it():
+    net = small_net()
+    mask = mnas.GradientMask(net, {"0.weight": filters(0)})
+    optimizer = adam(net)
+    train(net, optimizer)
+    loss = loss_of(net)
+    gone = [weakref.ref(p) for p in net.parameters()]
+    number = len(masking._ACTIVE_SETS)
+    del net, mask, optimizer
+    loss.backward()
+    del loss
+    gc.collect()
+    assert not any(ref() is not None for ref in gone)
+    assert len(masking._ACTIVE_SETS) < number

@@ -556,6 +556,21 @@ def test_state_grows_with_what_was_active_not_with_the_tensor():
     assert len(file.getvalue()) < 2 * active * 4 + active * 8 + 20_000  # two moments and an index
 
 
+def test_state_of_a_part_is_not_a_view_of_something_larger():
+    layer = nn.Linear(64, 64, bias=False)
+    optimizer = mnas.MaskedOptimizer(torch.optim.Adam, layer)
+    halves = torch.arange(64) < 32
+    for mask in (True, halves[:, None], halves[None], torch.rand(64, 64) < 0.5):
+        with mnas.GradientMask(layer, {"weight": mask}):
+            optimizer.zero_grad()
+            layer(torch.randn(2, 64)).sum().backward()
+            optimizer.step()
+        for state in optimizer.state.values():
+            for value in state.values():
+                assert value.is_contiguous()
+                assert value.untyped_storage().nbytes() == value.numel() * value.element_size()
+
+
 @pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.Adam])
 def test_scalars_empty_tensors_and_parameters_without_gradient(optimizer_class):
     module = nn.Module()

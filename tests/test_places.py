@@ -1,0 +1,79 @@
+"""Places: every way to read and write some entries of a tensor does what indexing does."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mnas.places import Blocks, Box, Run, Scattered, place, place_of
+
+
+def rows_of(width, rows):
+    return (torch.tensor(rows)[:, None] * width + torch.arange(width)).flatten()
+
+
+KINDS = {
+    "all": (torch.arange(100), Run),
+    "one": (torch.tensor([3]), Run),
+    "neighbours": (torch.arange(7, 31), Run),
+    "prefix of columns": (rows_of(20, [0, 1, 2, 3]).view(4, 20)[:, :9].flatten(), Box),
+    "every other row": (rows_of(10, [1, 3, 5, 7]), Box),
+    "two blocks": (rows_of(10, [1, 3]), Box),
+    "some rows": (rows_of(10, [0, 1, 4, 7]), Blocks),
+    "rows up to the end": (rows_of(10, [0, 4, 8, 9]), Blocks),
+    "narrow columns": (rows_of(20, [0, 1, 2, 3]).view(4, 20)[:, :3].flatten(), Scattered),
+    "irregular": (torch.tensor([0, 1, 5, 6, 7, 30, 99]), Scattered),
+    "ends": (torch.tensor([0, 99]), Scattered),
+}
+
+
+def check(index, where, size):
+    flat = torch.arange(size, dtype=torch.float32)
+    assert torch.equal(where.positions(), index)
+    assert torch.equal(where.read(flat).reshape(-1), flat[index])
+    assert where.is_view == (where.read(flat).untyped_storage().data_ptr() == flat.untyped_storage().data_ptr())
+    shifted = torch.cat([torch.zeros(5), flat])[5:]  # a tensor that does not begin its memory
+    assert torch.equal(where.read(shifted).reshape(-1), flat[index])
+    expected = flat.clone()
+    expected[index] = -1 - flat[index]
+    if where.is_view:
+        where.read(flat).neg_().sub_(1)
+    else:
+        out = torch.empty(len(index))
+        assert where.read(flat, out) is out
+        where.write(flat, -1 - out)
+    assert torch.equal(flat, expected)
+    again = place_of(where.parts())
+    assert type(again) is type(where)
+    assert torch.equal(again.positions(), index)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_is_recognised_and_reads_and_writes(kind):
+    index, expected = KINDS[kind]
+    where = place(index, contiguous=False)
+    assert type(where) is expected
+    check(index, where, 100)
+    contiguous = place(index, contiguous=True)
+    assert type(contiguous) is (expected if expected is not Box else type(contiguous))
+    assert not isinstance(contiguous, Box)
+    check(index, contiguous, 100)
+
+
+@given(
+    mask=st.lists(st.booleans(), min_size=1, max_size=90),
+    width=st.sampled_from([1, 3, 8, 16]),
+    threads=st.integers(1, 5),
+)
+def test_any_mask(mask, width, threads):
+    entries = torch.tensor(mask).repeat_interleave(width)
+    index = entries.nonzero().squeeze(1)
+    if not len(index):
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        check(index, place(index, contiguous=False), len(entries))
+        check(index, place(index, contiguous=True), len(entries))
+    finally:
+        torch.set_num_threads(before)
