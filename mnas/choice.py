@@ -17,6 +17,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,16 @@ class Choice(nn.Module):
         self._parameter_names = _merge_into(self, list(candidates.values()), nn.Module.named_parameters)
         self._buffer_names = _merge_into(self, list(candidates.values()), nn.Module.named_buffers)
         self.candidates = nn.ModuleDict({name: _skeleton(module) for name, module in candidates.items()})
+        self._watch()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._watch()  # a copied or unpickled parameter has no hooks
+
+    def _watch(self) -> None:
+        """Follow the backward passes from the beginning, so that hooks of others run after ours."""
+        for key in self._parameter_names.values():
+            masking.ActiveSet.watch(self._parameters[key], self.owned[key])
 
     def __len__(self) -> int:
         return len(self.names)

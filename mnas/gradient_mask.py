@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
+from torch.utils.hooks import RemovableHandle
 
 from mnas.masking import ActiveSet, Mask
 
@@ -28,13 +28,13 @@ class GradientMask:
     convolution). Where several keys match a parameter, the last one decides: {"*": False, "fc.*": True} trains fc
     alone. What no key matches is trained as before. Tensors are copied.
     statistics: True freezes the running statistics of normalisation layers for every channel of which neither weight
-    nor bias can train; or a mapping like `masks`, by layer name, to masks of shape (channels,). In train mode the
-    batch's own statistics go on being used for normalising.
+    nor bias can train (by these masks or requires_grad); or a mapping like `masks`, by layer name, to masks of shape
+    (channels,). In train mode the batch's own statistics go on being used for normalising.
 
-    In force from construction until `remove`, or until the end of a `with` block. Several masks on one module combine:
-    an entry trains if all of them let it. The gradient is cut in the backward pass, so a mask must be in force then.
-    Hooks belong to the tensors: `copy.deepcopy(module)` is not masked, `copy.deepcopy(mask)` is a masked copy with its
-    own `module`.
+    In force from construction until `remove`, or until the end of the outermost `with` block. Several masks on one
+    module combine: an entry trains if all of them let it. The gradient is cut in the backward pass, so a mask must be
+    in force then. Hooks belong to the tensors: `copy.deepcopy(module)` is not masked, `copy.deepcopy(mask)` is a masked
+    copy with its own `module`.
 
     Raises ValueError for names that match nothing, wrong types, shapes and devices.
     """
@@ -50,73 +50,93 @@ class GradientMask:
             raise ValueError(f"GradientMask masks a nn.Module, not {_kind(module)}; call GradientMask(module, masks)")
         if not isinstance(masks, Mapping):
             raise ValueError(f'masks must be a mapping, not {_kind(masks)}; as in {{"conv1.weight": mask}}')
+        if not isinstance(statistics, (bool, Mapping)):
+            raise ValueError(f"statistics must be True, False or a mapping by layer name, not {_kind(statistics)}")
         self.module = module
-        self._masks = _resolve("parameter", masks, list(module.named_parameters(remove_duplicate=False)))
-        self._statistics = self._frozen_channels(statistics)
-        self._undo: list[Callable[[], None]] = []
+        named = list(module.named_parameters(remove_duplicate=False))
+        chosen = _resolve("parameter", masks, named)
+        self._masks = [(tensor, mask) for tensor, mask in chosen.values() if mask is not None]
+        self._layers = self._frozen_channels(statistics)
+        self._blocks = 0  # nested `with` blocks that have been entered
+        self._handles: list[RemovableHandle] | None = None  # None: not in force
         self.install()
 
     def __repr__(self) -> str:
+        masks = {id(parameter): mask for parameter, mask in self._masks}
         total = trainable = 0
-        for name, parameter in self.module.named_parameters():
-            mask = self._masks.get(name)
+        for parameter in self.module.parameters():
+            mask = masks.get(id(parameter))
             total += parameter.numel()
             trainable += parameter.numel() if mask is None else int(mask.mask(parameter).sum())
-        state = "in force" if self._undo or not (self._masks or self._statistics) else "removed"
+        state = "removed" if self._handles is None else "in force"
         return f"GradientMask({trainable:,} of {total:,} entries can train; {state})"
 
     def install(self) -> None:
         """Bring the mask into force again after `remove`."""
-        if self._undo:
+        if self._handles is not None:
             return
-        parameters = dict(self.module.named_parameters(remove_duplicate=False))
-        modules = dict(self.module.named_modules(remove_duplicate=False))
-        for parameter, mask in {id(parameters[n]): (parameters[n], m) for n, m in self._masks.items()}.values():
-            ActiveSet.watch(parameter).put(mask)
-            self._undo.append(lambda parameter=parameter, mask=mask: ActiveSet.watch(parameter).lift(mask))
-        for layer, frozen in {id(modules[n]): (modules[n], f) for n, f in self._statistics.items()}.values():
+        self._handles = []
+        for parameter, mask in self._masks:
+            ActiveSet.watch(parameter).add_mask(mask)
+        for layer, frozen in self._layers:
             keeper = _KeepStatistics(frozen)
-            handles = layer.register_forward_pre_hook(keeper.before), layer.register_forward_hook(keeper.after)
-            self._undo += [handle.remove for handle in handles]
+            self._handles.append(layer.register_forward_pre_hook(keeper.before))
+            self._handles.append(layer.register_forward_hook(keeper.after, always_call=True))
 
     def remove(self) -> None:
         """End the mask. What backward passes have already cut stays cut until gradients are reset."""
-        while self._undo:
-            self._undo.pop()()
+        if self._handles is None:
+            return
+        for parameter, mask in self._masks:
+            ActiveSet.watch(parameter).remove_mask(mask)
+        for handle in self._handles:
+            handle.remove()
+        self._handles = None
 
     def __enter__(self) -> GradientMask:
         self.install()
+        self._blocks += 1
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.remove()
+    def __exit__(self, *_: object) -> None:
+        self._blocks -= 1
+        if self._blocks == 0:
+            self.remove()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> GradientMask:
-        twin = object.__new__(GradientMask)
-        memo[id(self)] = twin
-        twin.module, twin._undo = copy.deepcopy(self.module, memo), []
-        twin._masks, twin._statistics = self._masks, self._statistics
-        if self._undo:
-            twin.install()
-        return twin
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_blocks": 0, "_handles": None, "in_force": self._handles is not None}
 
-    def _frozen_channels(self, statistics: bool | Mapping[str, MaskValue]) -> dict[str, Tensor]:
-        """For each layer whose running statistics are to be kept: the frozen channels, boolean (C,)."""
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        in_force = state.pop("in_force")
+        self.__dict__.update(state)
+        if in_force:
+            self.install()
+
+    def _frozen_channels(self, statistics: bool | Mapping[str, MaskValue]) -> list[tuple[nn.Module, Tensor]]:
+        """The layers whose running statistics are to be kept, with their frozen channels, boolean (C,)."""
         layers = {
             name: layer
             for name, layer in self.module.named_modules(remove_duplicate=False)
             if isinstance(layer, _NormBase) and layer.running_mean is not None
         }
         if isinstance(statistics, Mapping):
+            by_buffer = {id(layer.running_mean): layer for layer in layers.values()}
             named = [(name, layer.running_mean) for name, layer in layers.items()]
-            masks = _resolve("normalisation layer with running statistics", statistics, named)
-            return {name: ~mask.mask(layers[name].running_mean) for name, mask in masks.items()}
-        frozen = {}
-        for name, layer in layers.items() if statistics else ():
-            affine = {f"{name}.{part}".lstrip("."): p for part, p in layer.named_parameters()}
-            masks = [(self._masks[key], p) for key, p in affine.items() if key in self._masks]
-            if masks and len(masks) == len(affine):
-                frozen[name] = torch.stack([~mask.mask(p) for mask, p in masks]).all(0)
+            chosen = _resolve("normalisation layer with running statistics", statistics, named)
+            return [(by_buffer[id(b)], ~mask.mask(b)) for b, mask in chosen.values() if mask is not None]
+        if not statistics:
+            return []
+        masks = {id(parameter): mask for parameter, mask in self._masks}
+        frozen = []
+        for layer in {id(layer): layer for layer in layers.values()}.values():
+            trains = torch.zeros_like(layer.running_mean, dtype=torch.bool)
+            for parameter in layer.parameters():
+                if id(parameter) in masks:
+                    trains |= masks[id(parameter)].mask(parameter)
+                elif parameter.requires_grad:
+                    trains.fill_(True)
+            if layer.affine and not trains.all():
+                frozen.append((layer, ~trains))
         return frozen
 
 
@@ -148,25 +168,29 @@ class _KeepStatistics:
         self.saved = []
 
 
-def _resolve(what: str, masks: Mapping[str, MaskValue], named: Iterable[tuple[str, Tensor]]) -> dict[str, Mask]:
-    """The mask of each named tensor that has one. A tensor with several names gets one mask under all of them."""
+def _resolve(
+    what: str, masks: Mapping[str, MaskValue], named: Iterable[tuple[str, Tensor]]
+) -> dict[int, tuple[Tensor, Mask | None]]:
+    """For each tensor that a key matches, by id: the tensor and its mask, None where all of it trains."""
     names: dict[int, list[str]] = {}
     tensors: dict[int, Tensor] = {}
     for name, tensor in named:
         names.setdefault(id(tensor), []).append(name)
         tensors[id(tensor)] = tensor
-    chosen: dict[int, tuple[str, Mask | None]] = {}
+    keys: dict[int, str] = {}
+    chosen: dict[int, tuple[Tensor, Mask | None]] = {}
     for key, value in masks.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{key!r} is {_kind(key)}; expected the name of a {what} or a pattern")
         matching = [i for i, of_tensor in names.items() if any(_matches(key, name) for name in of_tensor)]
         if not matching:
             raise ValueError(_no_match(what, key, [name for of_tensor in names.values() for name in of_tensor]))
         for i in matching:
             mask = _checked(key, value, names[i][0], tensors[i])
-            earlier, other = chosen.get(i, ("", None))
-            if earlier in names[i] and key in names[i] and mask != other:
-                raise ValueError(f"{earlier!r} and {key!r} are one tensor; give it one mask")
-            chosen[i] = key, mask
-    return {name: mask for i, (_, mask) in chosen.items() if mask is not None for name in names[i]}
+            if keys.get(i) in names[i] and key in names[i] and mask != chosen[i][1]:
+                raise ValueError(f"{keys[i]!r} and {key!r} are one tensor; give it one mask")
+            keys[i], chosen[i] = key, (tensors[i], mask)
+    return chosen
 
 
 def _matches(key: str, name: str) -> bool:
@@ -184,6 +208,8 @@ def _no_match(what: str, key: str, names: list[str]) -> str:
 
 def _checked(key: str, value: MaskValue, name: str, tensor: Tensor) -> Mask | None:
     """The mask as a selector of the tensor's entries; None where all of them train."""
+    if is_lazy(tensor) or tensor.is_meta:
+        raise ValueError(f"{name} has no entries yet; run a lazy layer once, move it off the meta device")
     if isinstance(value, bool):
         return None if value else Mask(None)
     given = f"the mask {key!r} for {name} of shape {tuple(tensor.shape)}"

@@ -26,8 +26,8 @@ class Region(NamedTuple):
         """The region of a flat contiguous tensor (N,) as a view of shape `size`; no copy."""
         return merged.as_strided(self.size, self.stride, merged.storage_offset() + self.offset)
 
-    def alone(self, values: Tensor, numel: int) -> Tensor:
-        """The values (of shape `size`) in their place in a flat tensor (numel,), zeros elsewhere."""
+    def embed(self, values: Tensor, numel: int) -> Tensor:
+        """The values, of shape `size`, in their place in a flat tensor (numel,) of zeros."""
         flat = values.new_empty(numel)
         end = self.offset + 1 + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
         dense = end - self.offset == values.numel()
@@ -84,16 +84,24 @@ class Mask:
         The bits of the number AND those of the mask: several times faster on this processor than `torch.where` or
         `masked_fill`, and unlike `grad * mask` right for NaN and infinity.
         """
-        if self.entries is None:
-            return grad * 0 if grad.requires_grad else torch.zeros_like(grad)
-        word = _WORDS.get(grad.element_size())
-        if grad.requires_grad or word is None:
+        try:
+            word = _WORDS[grad.element_size()]
+            bits_of_grad = grad.view(word)
+        except (KeyError, RuntimeError):  # complex128, a conjugate, or a tensor that stands for a batch of them
             return torch.where(self.mask(grad), grad, 0)
+        if grad.requires_grad:  # a derivative is wanted
+            return torch.where(self.mask(grad), grad, 0)
+        if self.entries is None:
+            return torch.zeros_like(grad)
         key = grad.device, word, grad.stride()
         if key not in self._bits:
             bits = torch.empty_like(grad, dtype=word).copy_(self.mask(grad))
             self._bits = {key: bits.neg_()}  # True becomes all ones; one layout is in use at a time
-        return grad.view(word).bitwise_and(self._bits[key]).view(grad.dtype)
+        return bits_of_grad.bitwise_and(self._bits[key]).view(grad.dtype)
+
+    def forget(self) -> None:
+        """Free what `keep` holds to be fast."""
+        self._bits = {}
 
 
 Selector = Region | Mask
@@ -124,21 +132,24 @@ class ActiveSet:
     whole tensor touches is not. Two hooks on the parameter do the work:
 
         after every use of the parameter in a backward pass has delivered its gradient g
-            g      <- g on the recorded regions and on those selected in this pass, 0 elsewhere and outside the masks
+            g      <- g on the recorded regions and on those reached in this pass, 0 elsewhere and outside the masks
         after g has been accumulated into parameter.grad
-            records <- records + {region, *masks in force} for each region selected in this pass
+            records <- records + {region, *masks in force} for each region reached in this pass
 
-    A parameter that is not merged has no regions, and every pass selects all of it.
+    A parameter that is not merged has no regions, and every pass reaches all of it. Records belong to the gradient
+    that they were made with: a reset, or another tensor in its place, ends them.
     """
 
-    def __init__(self, parameter: nn.Parameter) -> None:
-        self.regions: tuple[Region, ...] = ()
-        self.masks: list[Mask] = []  # in force; equal ones may be there more than once
-        self.records: set[Record] = set()
-        self._selected: set[Region] = set()  # reached in the running backward pass
-        self._alone: Tensor | None = None  # a gradient known to be zero outside the selected region
-        self._arriving: set[Record] = set()  # the same, once the parameter's own gradient is complete
+    def __init__(self, parameter: nn.Parameter, regions: tuple[Region, ...] = ()) -> None:
         number = id(parameter)
+        self.regions = regions
+        self.masks: list[Mask] = []  # in force; equal ones may be there more than once
+        self.records: frozenset[Record] = frozenset()
+        self._arriving: frozenset[Record] = frozenset()  # of the pass whose gradient is complete
+        # By backward pass, because one may fail or run inside another: the regions reached so far, and the gradient
+        # of the last of them if it is known to be zero elsewhere, with its version.
+        self._reached: dict[int, tuple[set[Region], Tensor | None, int]] = {}
+        self._recorded: tuple[weakref.ref[Tensor], int] | None = None  # the gradient of the records, its version
         self._parameter = weakref.ref(parameter, lambda _: _ACTIVE_SETS.pop(number, None))
         self._handles: list[Any] = []
 
@@ -149,18 +160,18 @@ class ActiveSet:
         return found if found is not None and found._parameter() is parameter else None
 
     @staticmethod
-    def watch(parameter: nn.Parameter) -> ActiveSet:
-        """The active set of a parameter, which from now on follows its backward passes."""
+    def watch(parameter: nn.Parameter, regions: tuple[Region, ...] = ()) -> ActiveSet:
+        """The active set of a parameter, which from now on follows its backward passes. regions: of a merged one."""
         active_set = ActiveSet.of(parameter)
         if active_set is None:
-            active_set = _ACTIVE_SETS[id(parameter)] = ActiveSet(parameter)
-            if parameter.grad is not None:
-                active_set.records.add(frozenset())  # earlier passes, which nobody cut
-        if not active_set._handles and parameter.requires_grad:
+            active_set = _ACTIVE_SETS[id(parameter)] = ActiveSet(parameter, regions)
+            trained = parameter.requires_grad
+            parameter.requires_grad_(True)  # or it takes no hooks, and would be without them when it is thawed
             active_set._handles = [
                 parameter.register_hook(active_set._cut),
                 parameter.register_post_accumulate_grad_hook(active_set._commit),
             ]
+            parameter.requires_grad_(trained)
         return active_set
 
     @property
@@ -170,34 +181,33 @@ class ActiveSet:
 
     def snapshot(self) -> Active:
         """What the optimizer may move now."""
-        records = self.records
-        if not records and not self.regions:
-            records = {frozenset()}  # the gradient was set by hand
-        return Active(frozenset(records), frozenset(self.masks))
+        self._follow_gradient()
+        return Active(self.records, frozenset(self.masks))
 
     def clear(self) -> None:
         """Forget what was active; for callers that reset the gradient to zeros instead of None."""
-        self.records.clear()
-        self._selected.clear()
-        self._alone = None
+        self.records = self._arriving = frozenset()
+        self._reached.clear()
         self._release()
 
-    def put(self, mask: Mask) -> None:
+    def add_mask(self, mask: Mask) -> None:
         """Bring a mask into force."""
         self.masks.append(mask)
 
-    def lift(self, mask: Mask) -> None:
+    def remove_mask(self, mask: Mask) -> None:
         """End a mask. What it cut in passes that are not yet stepped stays cut."""
         self.masks.remove(mask)
-        if self._without_gradient():
-            self.records.clear()
+        mask.forget()
+        self._follow_gradient()
         self._release()
 
-    def reach(self, region: Region, alone: Tensor | None = None) -> None:
-        """Note that the running backward pass delivers a gradient to the region; alone: that gradient, if it is zero
-        elsewhere."""
-        self._selected.add(region)
-        self._alone = alone
+    def reach(self, region: Region, embedded: Tensor | None = None) -> None:
+        """Note that the running backward pass delivers a gradient to the region. embedded: that gradient in place, if
+        it is zero everywhere else."""
+        task = torch._C._current_graph_task_id()
+        regions = self._reached[task][0] if task in self._reached else set()
+        regions.add(region)
+        self._reached[task] = regions, embedded, -1 if embedded is None else embedded._version
 
     def _release(self) -> None:
         """Leave the parameter as it was before, once there is nothing more to follow."""
@@ -210,34 +220,58 @@ class ActiveSet:
         if parameter is not None and ActiveSet.of(parameter) is self:
             del _ACTIVE_SETS[id(parameter)]
 
-    def _without_gradient(self) -> bool:
+    def _follow_gradient(self) -> None:
+        """Bring the records in line with the gradient that is there, whoever put it there."""
         parameter = self._parameter()  # None: its module is gone, and only an autograd graph still holds it
-        return parameter is None or parameter.grad is None
+        grad = None if parameter is None else parameter.grad
+        if grad is None:
+            self.records = frozenset()
+            return
+        recorded, version = self._recorded or (lambda: None, 0)
+        if recorded() is grad:
+            # Only a reset in place changes a gradient into zeros everywhere; clipping and scaling do not.
+            if self.records and grad._version != version and not grad.any():
+                self.records = frozenset()
+        else:
+            # Set by hand. Of a merged parameter, the last pass says what was meant, if there was one.
+            if not self.regions:
+                self.records = frozenset({frozenset()})
+            elif self._arriving or self.records:
+                self.records = self._arriving or self.records
+            elif grad.any():
+                self.records = frozenset(frozenset({region}) for region in self.regions)
+            self._note_gradient(grad)
 
-    def _cut(self, grad: Tensor) -> Tensor | None:
-        if self._without_gradient():
-            self.records.clear()
-            self._release()
+    def _note_gradient(self, grad: Tensor) -> None:
+        self._recorded = weakref.ref(grad), grad._version
+
+    def _cut(self, grad: Tensor | None) -> Tensor | None:
+        reached, embedded, version = self._reached.pop(torch._C._current_graph_task_id(), (set(), None, 0))
+        if grad is None:
+            self._arriving = frozenset()
+            return None
         if grad.is_sparse:
             raise ValueError("a masked parameter got a sparse gradient; make its layer with sparse=False")
-        reached, self._selected = self._selected, set()
+        self._follow_gradient()
         masks = frozenset(self.masks)
-        self._arriving = {masks | {region} for region in reached} if self.regions else {masks}
-        # While we hold the gradient of a single use, autograd adds others to a copy: the same memory is only that one.
-        alone, self._alone = self._alone, None
-        if self.regions and (alone is None or alone.data_ptr() != grad.data_ptr()):
+        self._arriving = frozenset(masks | {r} for r in reached) if self.regions else frozenset({masks})
+        # While `embedded` is held, autograd adds other contributions to a copy of it; hooks may change it in place.
+        if self.regions and not (grad is embedded and grad._version == version):
             recorded = {s for record in self.records for s in record if isinstance(s, Region)}
             grad = keep_regions(grad, recorded | reached)
         for mask in masks:
             grad = mask.keep(grad)
         return grad
 
-    def _commit(self, _: Tensor) -> None:
-        if self._handles:
+    def _commit(self, parameter: Tensor) -> None:
+        if self._handles and parameter.grad is not None:
             self.records |= self._arriving
+            self._note_gradient(parameter.grad)
 
 
-_ACTIVE_SETS: dict[int, ActiveSet] = {}  # by id of the parameter, for as long as it lives
+# By id of the parameter, for as long as it lives: torch's dictionaries of weak tensors do the same, but a look-up costs
+# them as much as stepping a small tensor.
+_ACTIVE_SETS: dict[int, ActiveSet] = {}
 
 
 def clear_active_sets(parameters: Iterable[Tensor]) -> None:
@@ -264,12 +298,12 @@ def masked(merged: Tensor, region: Region, regions: tuple[Region, ...]) -> Tenso
 
 
 def _watch_merged(merged: Tensor, regions: tuple[Region, ...]) -> ActiveSet | None:
-    # torch.func.functional_call may put any tensor in the place of the parameter: that one is not ours.
+    # torch.func puts other tensors in the place of a parameter, or differentiates by something else: not our business.
     if not (isinstance(merged, nn.Parameter) and merged.requires_grad and torch.is_grad_enabled()):
         return None
-    active_set = ActiveSet.watch(merged)
-    active_set.regions = regions
-    return active_set
+    if torch._C._are_functorch_transforms_active():
+        return None
+    return ActiveSet.watch(merged, regions)
 
 
 def keep_regions(flat: Tensor, regions: Iterable[Region]) -> Tensor:
@@ -291,6 +325,6 @@ class _Select(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        flat = ctx.region.alone(grad, ctx.numel)
+        flat = ctx.region.embed(grad, ctx.numel)
         ctx.active_set.reach(ctx.region, flat)
         return flat, None, None

@@ -7,6 +7,7 @@ given the active pieces of a parameter (mnas/partition.py) and never sees the ot
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -14,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mnas.masking import ActiveSet, clear_active_sets
-from mnas.partition import Layout, Partition
-from mnas.places import place_of
+from mnas.partition import Partition
 
 _OPTIM = torch.optim
 ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
@@ -55,9 +55,9 @@ class MaskedOptimizer(torch.optim.Optimizer):
     policy: what happens to entries that are not active. "frozen": nothing. "torch": what stock torch does to an entry
     whose gradient is zero; momentum, decay and step counts go on.
 
-    `inner` is the wrapped optimizer; its state has one entry a piece, a flat tensor (n,) of the entries that have been
-    stepped together, and none for what was never active. A parameter that was never masked is a piece of its own and
-    its own key, as in stock torch. `dense_state(parameter)` shows the state in the parameter's shape.
+    `inner` is the wrapped optimizer; its `state`, which is also this one's, has an entry a piece, keyed by the piece's
+    tensor, and none for what was never active. A parameter that was never masked is its own key, as in stock torch.
+    `dense_state(parameter)` shows the state in the parameter's shape.
 
     Raises ValueError for an optimizer that is not elementwise, and whatever the optimizer raises for its options.
     """
@@ -79,21 +79,29 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self._partitions: dict[Tensor, Partition] = {}
         is_module = isinstance(parameters, nn.Module)
         self.inner = optimizer_class(list(parameters.parameters()) if is_module else parameters, **options)
-        for group in self.inner.param_groups:
-            _check_options(group)
         # Some optimizers make all state at once; ours is made when an entry first becomes active.
         self._eager = bool(self.inner.state)
-        self.inner.state.clear()
         super().__init__([dict(group) for group in self.inner.param_groups], self.inner.defaults)
-        self.state = self.inner.state
+
+    @property
+    def state(self) -> dict[Tensor, dict[str, Any]]:
+        return self.inner.state
+
+    @state.setter
+    def state(self, state: dict[Tensor, dict[str, Any]]) -> None:
+        self.inner.state = state
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace("(", f"({self._class.__name__}, policy {self.policy!r}, ", 1)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch.optim: a dict with "params" and options of its own."""
         super().add_param_group(param_group)
-        added = self.param_groups[-1]
-        _check_options(added)
-        if len(self.param_groups) > len(self.inner.param_groups):
-            self.inner.add_param_group(dict(added))
+        try:
+            _check_options(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset gradients, and with them what is active."""
@@ -109,15 +117,15 @@ class MaskedOptimizer(torch.optim.Optimizer):
                 loss = closure()
         lent: list[Partition] = []
         try:
-            for group, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
-                inner.update(_options_of(group))  # schedulers and users change them on this optimizer
+            self.inner.param_groups = []
+            for group in self.param_groups:
                 fused = bool(group.get("fused"))
-                with_grad = [p for p in group["params"] if p.grad is not None]
-                inner["params"] = [leaf for p in with_grad for leaf in self._lend(p, fused, lent)]
+                tensors = [tensor for p in group["params"] for tensor in self._tensors(p, fused, lent)]
+                self.inner.param_groups.append({**group, "params": tensors})
             self._step_inner()
         finally:
             for partition in lent:
-                partition.settle()
+                partition.scatter()
         return loss
 
     def dense_state(self, parameter: Tensor) -> dict[str, Tensor]:
@@ -125,29 +133,25 @@ class MaskedOptimizer(torch.optim.Optimizer):
         nothing was ever active. A copy, to look at."""
         if parameter in self._partitions:
             return self._partitions[parameter].dense_state()
-        state = {k: torch.as_tensor(v) for k, v in self.inner.state.get(parameter, {}).items() if v is not None}
+        state = {k: torch.as_tensor(v) for k, v in self.state.get(parameter, {}).items() if v is not None}
         return {key: value.expand(parameter.shape).clone() for key, value in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch.optim, and "pieces": where each piece is whose state has a number beyond the parameters'.
+        """As in torch.optim, but the state of a parameter in pieces is {"pieces": [...]}, with the place of each.
 
-        Without masks it is the stock optimizer's own, and either can load it.
+        Where nothing was masked it is the stock optimizer's own, and either can load it.
         """
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
         numbers = {p: number for number, p in enumerate(self._parameters())}
-        state: dict[int, Any] = {}
-        pieces: list[dict[str, Any]] = []
+        state = {}
         for parameter, number in numbers.items():
             partition = self._partitions.get(parameter)
-            if partition is None and self.inner.state.get(parameter):
-                state[number] = self.inner.state[parameter]
-            for piece in partition.with_state() if partition is not None else ():
-                state[len(numbers) + len(pieces)] = self.inner.state[piece.leaf]
-                layout = {"size": list(partition.layout.size), "stride": list(partition.layout.stride)}
-                pieces.append({"parameter": number, **layout, **piece.place.parts()})
-        groups = [{**_options_of(g), "params": [numbers[p] for p in g["params"]]} for g in self.param_groups]
-        result = {"state": state, "param_groups": groups, "pieces": pieces}
+            of_parameter = self.state.get(parameter) if partition is None else partition.state_dict()
+            if of_parameter:
+                state[number] = of_parameter
+        groups = [{**group, "params": [numbers[p] for p in group["params"]]} for group in self.param_groups]
+        result = {"state": state, "param_groups": groups}
         for hook in self._optimizer_state_dict_post_hooks.values():
             result = hook(self, result) or result
         return result
@@ -159,77 +163,93 @@ class MaskedOptimizer(torch.optim.Optimizer):
         state_dict = state_dict.copy()
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
-        saved, lengths = state_dict["param_groups"], [len(group["params"]) for group in self.param_groups]
-        if [len(group["params"]) for group in saved] != lengths:
+        if not {"state", "param_groups"} <= state_dict.keys():
+            raise ValueError("an optimizer's state has the keys state and param_groups; this is something else")
+        saved_groups = copy.deepcopy(state_dict["param_groups"])
+        lengths, expected = ([len(g["params"]) for g in groups] for groups in (saved_groups, self.param_groups))
+        if lengths != expected:
             raise ValueError(
-                f"the state has {[len(group['params']) for group in saved]} parameters in its groups, the optimizer "
-                f"{lengths}; build it for the same module with the same groups"
+                f"the state has {lengths} parameters in its groups, the optimizer {expected}; build it for the same "
+                "module with the same groups"
             )
-        parameters = dict(enumerate(self._parameters()))
+        for group, saved in zip(self.param_groups, saved_groups, strict=True):
+            _check_options({**saved, "params": group["params"]})
         partitions: dict[Tensor, Partition] = {}
-        leaves: dict[Tensor, list[tuple[int, Tensor]]] = {p: [(n, p)] for n, p in parameters.items()}
-        for number, parts in enumerate(state_dict.get("pieces", ()), len(parameters)):
-            parameter = parameters[parts["parameter"]]
-            partition = partitions.setdefault(parameter, Partition(parameter, self.inner))
-            leaf = partition.add(Layout(torch.Size(parts["size"]), tuple(parts["stride"])), place_of(parts))
-            leaves[parameter].append((number, leaf))
-        groups = []
-        for group, inner, options in zip(self.param_groups, self.inner.param_groups, saved, strict=True):
-            numbered = [pair for p in group["params"] for pair in leaves[p]]
-            inner["params"] = [leaf for _, leaf in numbered]
-            groups.append({**options, "params": [number for number, _ in numbered]})
+        # The wrapped optimizer's own loading casts the state; it knows a parameter's pieces as tensors of their own.
+        known: list[list[tuple[int, Tensor]]] = [[] for _ in self.param_groups]
+        state: dict[int, Any] = {}
+        for number, group, saved in zip(known, self.param_groups, saved_groups, strict=True):
+            for parameter, saved_id in zip(group["params"], saved["params"], strict=True):
+                for tensor, of_tensor in self._loaded(parameter, state_dict["state"].get(saved_id, {}), partitions):
+                    number.append((len(state), tensor))
+                    state[len(state)] = of_tensor
+        self.inner.param_groups = [{**g, "params": [t for _, t in n]} for g, n in zip(saved_groups, known, strict=True)]
+        inner_groups = [{**g, "params": [i for i, _ in n]} for g, n in zip(saved_groups, known, strict=True)]
+        self.inner.load_state_dict({"state": state, "param_groups": inner_groups})
         self._partitions = partitions
-        self.inner.load_state_dict({"state": state_dict["state"], "param_groups": groups})
-        self.state = self.inner.state
-        for outer, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
-            outer.update(_options_of(inner))
+        for group, saved in zip(self.param_groups, saved_groups, strict=True):
+            group.update({key: value for key, value in saved.items() if key != "params"})
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("policy", "inner", "_class", "_options", "_eager", "_partitions")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+        return {"defaults": self.defaults, "param_groups": self.param_groups, **{k: getattr(self, k) for k in own}}
 
     def _parameters(self) -> Iterator[Tensor]:
         return (p for group in self.param_groups for p in group["params"])
 
-    def _lend(self, parameter: Tensor, fused: bool, lent: list[Partition]) -> list[Tensor]:
+    def _loaded(
+        self, parameter: Tensor, state: dict[str, Any], partitions: dict[Tensor, Partition]
+    ) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """The tensors that a saved state belongs to, with the state of each."""
+        if "pieces" in state:
+            partitions[parameter] = Partition(parameter, self.inner)
+            yield from partitions[parameter].load_pieces(state["pieces"])
+        elif state:
+            for key, value in state.items():
+                if torch.is_tensor(value) and value.ndim and value.shape != parameter.shape:
+                    raise ValueError(
+                        f"the state {key!r} has shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
+                    )
+            yield parameter, state
+
+    def _tensors(self, parameter: Tensor, fused: bool, lent: list[Partition]) -> list[Tensor]:
         """What the wrapped optimizer is to step in place of a parameter: itself, unless some of it may be frozen, or
         a fused kernel would read its memory in the wrong order."""
+        if parameter.grad is None:
+            return []
         active_set = ActiveSet.of(parameter) if self.policy == "frozen" else None
         partition = self._partitions.get(parameter)
         if partition is None:
             if parameter.numel() == 0 or (active_set is None and not fused):
                 return [parameter]
             partition = self._partitions[parameter] = Partition(parameter, self.inner)
-            partition.adopt(self.inner.state.pop(parameter, {}))
+            partition.take_over(self.state.pop(parameter, {}))
         lent.append(partition)
-        return partition.lend(active_set, contiguous=fused)
+        return partition.gather(active_set, contiguous=fused)
 
     def _step_inner(self) -> None:
-        step = type(self.inner).step
+        step = self._class.step
         if getattr(step, "hooked", False):
             step = step.__wrapped__  # torch's profiling and step hooks are to run once, on this optimizer
-        state, groups = self.inner.state, self.inner.param_groups
+        groups = self.inner.param_groups
         if self._eager:
             for group in groups:
-                for leaf in group["params"]:
-                    if leaf not in state:
-                        state[leaf] = self._class([{**group, "params": [leaf]}], **self._options).state[leaf]
-        if self._class is torch.optim.SGD and any(group.get("fused") and group["momentum"] for group in groups):
+                for tensor in group["params"]:
+                    if tensor not in self.state:
+                        fresh = self._class([{**group, "params": [tensor]}], **self._options)
+                        self.state[tensor] = fresh.state[tensor]
+        if issubclass(self._class, torch.optim.SGD) and any(g.get("fused") and g["momentum"] for g in groups):
             # Its kernel wants momentum in all tensors of a group or in none: first those that have it already.
-            leaves = [group["params"] for group in groups]
-            begun = {leaf for of_group in leaves for leaf in of_group if state.get(leaf)}
+            tensors = [group["params"] for group in groups]
+            begun = {tensor for of_group in tensors for tensor in of_group if self.state.get(tensor)}
             for now in (True, False):
-                for group, of_group in zip(groups, leaves, strict=True):
-                    group["params"] = [leaf for leaf in of_group if (leaf in begun) is now]
+                for group, of_group in zip(groups, tensors, strict=True):
+                    group["params"] = [tensor for tensor in of_group if (tensor in begun) is now]
                 step(self.inner)
         else:
             step(self.inner)
-
-
-def _options_of(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key != "params"}
 
 
 def _check_class(optimizer_class: Any, elementwise: bool) -> None:

@@ -10,6 +10,7 @@ kernels it is always contiguous, in the order of the parameter's memory.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,10 +19,10 @@ import torch
 from torch import Tensor
 
 from mnas.masking import EVERYTHING, Active, ActiveSet, Selector
-from mnas.places import Place, place
+from mnas.places import Place, place, place_of
 
 MOST_PIECES = 64  # with state; beyond that, pieces that are alike are joined when masks change
-MOST_IDLE = 16  # selectors kept beyond those in use, so that masks that alternate need no new partition
+MOST_IDLE = 32  # selectors kept beyond those in use, so that masks that alternate need no new partition
 MOST_FOUND = 1024  # active sets whose pieces are remembered
 SCALARS = ("step", "eta", "mu", "mu_product")  # of the optimizers in torch.optim, one a tensor
 
@@ -73,173 +74,209 @@ class Piece:
     """Entries of one parameter that lie in the same selectors and have been stepped together.
 
     place: where they are; None for entries without a view that were never active, so that these cost no memory.
-    leaf: their values, what the wrapped optimizer steps and keys its state by; None before they are active.
+    values: their numbers, the tensor that the wrapped optimizer steps and keys its state by; None before they are
+    active.
     """
 
-    def __init__(self, inside: frozenset[Selector], place: Place | None, leaf: Tensor | None = None) -> None:
-        self.inside, self.place, self.leaf = inside, place, leaf
+    def __init__(self, inside: frozenset[Selector], place: Place | None, values: Tensor | None = None) -> None:
+        self.inside, self.place, self.values = inside, place, values
         self.grad: Tensor | None = None  # of copied entries; kept, because fresh memory costs as much as the step
 
 
 class Partition:
-    """The pieces of one parameter under one wrapped optimizer, whose state is keyed by their leaves."""
+    """The pieces of one parameter under one wrapped optimizer, whose state is keyed by their values."""
 
     def __init__(self, parameter: Tensor, inner: torch.optim.Optimizer) -> None:
         self.parameter, self.inner = parameter, inner
         self.layout = Layout.of(parameter)
-        self.pieces: list[Piece] = []
         self.contiguous = True  # no views with gaps
-        self.selectors: frozenset[Selector] | None = None  # None: the pieces do not cover the parameter as they should
+        self.pieces: list[Piece] = []
+        self.selectors: tuple[Selector, ...] | None = None  # newest first; None: the pieces are not yet cut as needed
         self._found: dict[Active, list[Piece]] = {}
         self._lent: list[Piece] = []
 
-    def adopt(self, state: State) -> None:
-        """Take over the state of the parameter as a whole, as a stock optimizer has it."""
+    def take_over(self, state: State) -> None:
+        """Continue with the state of the parameter as a whole, as a stock optimizer has it."""
         if not state:
             return
         entries = self.layout.spread(torch.ones(self.layout.size, dtype=torch.bool)).nonzero().squeeze(1)
-        where = place(entries, contiguous=True)
-        leaf = self.add(self.layout, where)
+        piece = self._add(self.layout, place(entries, contiguous=True))
         for key, value in state.items():
             if _per_entry(value) or (self.parameter.ndim == 0 and key not in SCALARS):
-                value = where.read(self.layout.spread(value))
-            self.inner.state[leaf][key] = value
+                value = piece.place.read(self.layout.spread(value))
+            self.inner.state[piece.values][key] = value
 
-    def add(self, layout: Layout, where: Place) -> Tensor:
-        """A piece that has been stepped before, in a layout that the parameter may have left; returns its leaf.
+    def gather(self, active_set: ActiveSet | None, contiguous: bool) -> list[Tensor]:
+        """The active pieces as tensors with the parameter's values and gradients. `scatter` is to follow.
 
-        Raises ValueError if the parameter has no such entries.
+        contiguous: they are for a fused kernel.
         """
-        size, positions = self.parameter.shape, where.positions()
-        if layout.size != size or not 0 <= int(positions.min()) <= int(positions.max()) < layout.span:
-            raise ValueError(f"the state of a parameter of shape {tuple(layout.size)} does not fit shape {tuple(size)}")
-        self.layout = layout
-        piece = Piece(frozenset(), where, where.read(layout.spread(self.parameter.detach())))
-        self.pieces.append(piece)
-        return piece.leaf
-
-    def with_state(self) -> list[Piece]:
-        return [piece for piece in self.pieces if piece.leaf is not None and self.inner.state.get(piece.leaf)]
-
-    def lend(self, active_set: ActiveSet | None, contiguous: bool) -> list[Tensor]:
-        """The leaves of the active pieces, with the parameter's values and gradients; `settle` ends the loan.
-
-        contiguous: the leaves are for a fused kernel.
-        """
-        if contiguous != self.contiguous or not self.layout.holds(self.parameter):
-            self.selectors, self.contiguous, self._found = None, contiguous, {}
         parameter, grad = self.parameter.detach(), self.parameter.grad
-        self._lent = self._active(active_set)
+        if grad.is_sparse:
+            raise ValueError("a parameter in pieces has a sparse gradient; make its layer with sparse=False")
+        if contiguous != self.contiguous or not self.layout.holds(parameter):
+            self.selectors, self.contiguous, self._found = None, contiguous, {}
+        active = self._active(active_set)
         if not self.layout.holds(grad):  # it would be read in the wrong order
             grad = self.layout.spread(grad)
-        for piece in self._lent:
-            leaf, where = piece.leaf, piece.place
+        for piece in active:
+            values, where = piece.values, piece.place
             if where.is_view:
-                if leaf is None or leaf.data_ptr() != parameter.data_ptr() + where.start * leaf.element_size():
-                    leaf = self._renew(piece, where.read(parameter))  # new, or `module.to` moved the parameter
-                leaf.grad = where.read(grad)
+                if values is None or values.data_ptr() != parameter.data_ptr() + where.start * values.element_size():
+                    values = self._renew(piece, where.read(parameter))  # new, or `module.to` moved the parameter
+            elif values is None or values.dtype != parameter.dtype or values.device != parameter.device:
+                values = self._renew(piece, where.read(parameter))
             else:
-                if leaf is None or leaf.dtype != parameter.dtype or leaf.device != parameter.device:
-                    leaf = self._renew(piece, where.read(self.layout.flat(parameter)))
-                else:
-                    where.read(self.layout.flat(parameter), leaf)
-                leaf.grad = piece.grad = where.read(self.layout.flat(grad), piece.grad)
-        return [piece.leaf for piece in self._lent]
+                where.read(parameter, values)
+            if grad.dtype != values.dtype:
+                values.grad_dtype = grad.dtype
+            if where.is_view:
+                values.grad = where.read(grad)
+            else:
+                values.grad = piece.grad = where.read(grad, piece.grad)
+            self._lent.append(piece)
+        return [piece.values for piece in active]
 
-    def settle(self) -> None:
+    def scatter(self) -> None:
         """Write back what was copied, and let go of the gradients."""
-        for piece in self._lent:
-            piece.leaf.grad = None
+        while self._lent:
+            piece = self._lent.pop()
+            piece.values.grad = None
             if not piece.place.is_view:
-                piece.place.write(self.layout.flat(self.parameter.detach()), piece.leaf)
-        self._lent = []
+                piece.place.write(self.parameter.detach(), piece.values)
 
     def dense_state(self) -> State:
         """The state in the shape of the parameter, scalars as one number an entry; 0 where there is none."""
         dense: State = {}
-        for piece in self.with_state():
-            for key, value in self.inner.state[piece.leaf].items():
+        for piece in self._with_state():
+            for key, value in self.inner.state[piece.values].items():
                 if key not in dense:
-                    dense[key] = torch.zeros(self.layout.span, dtype=_dtype(value), device=piece.leaf.device)
-                dense[key][piece.place.positions().to(piece.leaf.device)] = _flat(value)
+                    dense[key] = torch.zeros(self.layout.span, dtype=_dtype(value), device=piece.values.device)
+                dense[key][piece.place.positions().to(piece.values.device)] = _flat(value)
         return {key: self.layout.box(flat).clone() for key, flat in dense.items()}
 
+    def state_dict(self) -> State:
+        """{"pieces": [...]}; or the state of the parameter as a whole, as stock torch has it, if that is what it is."""
+        stepped = self._with_state()
+        if len(stepped) == 1 and len(stepped[0].place.positions()) == self.parameter.numel():
+            state = self.inner.state[stepped[0].values]
+            dense = self.dense_state()
+            return {key: dense[key] if _per_entry(value) else value for key, value in state.items()}
+        layout = {"size": list(self.layout.size), "stride": list(self.layout.stride)}
+        pieces = [{**layout, **p.place.parts(), "state": self.inner.state[p.values]} for p in stepped]
+        return {"pieces": pieces} if pieces else {}
+
+    def load_pieces(self, pieces: list[State]) -> Iterator[tuple[Tensor, State]]:
+        """Take over what `state_dict` returned, perhaps in a layout that the parameter has left.
+
+        Yields each piece's tensor with its state. Raises ValueError if the pieces are not parts of the parameter.
+        """
+        size = self.parameter.shape
+        seen: Tensor | None = None
+        for parts in pieces:
+            try:
+                layout, state = Layout(torch.Size(parts["size"]), tuple(parts["stride"])), parts["state"]
+                where = place_of(parts)
+                positions = where.positions()
+                seen = torch.zeros(layout.span, dtype=torch.bool) if seen is None else seen
+                lengths = {len(positions), *(value.numel() for value in state.values() if _per_entry(value))}
+                sound = len(lengths) == 1 and (positions.diff() > 0).all() and not seen[positions].any()
+                sound = sound and positions[0] >= 0 and layout.span == len(seen) and len(layout.stride) == len(size)
+                seen[positions] = True
+            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+                raise ValueError(f"a piece of an optimizer's state is damaged ({error!r}); restore it") from error
+            if layout.size != size:
+                raise ValueError(f"the state of a parameter of shape {tuple(layout.size)} does not fit {tuple(size)}")
+            if not sound:
+                raise ValueError(f"a piece of the state of a parameter of shape {tuple(size)} is damaged; restore it")
+            yield self._add(layout, where).values, state
+
+    def _add(self, layout: Layout, where: Place) -> Piece:
+        self.layout = layout
+        piece = Piece(frozenset(), where, where.read(layout.spread(self.parameter.detach())))
+        self.pieces.append(piece)
+        return piece
+
     def _renew(self, piece: Piece, values: Tensor) -> Tensor:
-        state = self.inner.state.pop(piece.leaf, None) if piece.leaf is not None else None
-        piece.leaf, piece.grad = values, None
+        state = self.inner.state.pop(piece.values, None) if piece.values is not None else None
+        piece.values, piece.grad = values, None
         if state:
             self.inner.state[values] = state
         return values
+
+    def _with_state(self) -> list[Piece]:
+        return [piece for piece in self.pieces if piece.values is not None and self.inner.state.get(piece.values)]
 
     def _active(self, active_set: ActiveSet | None) -> list[Piece]:
         active = EVERYTHING if active_set is None else active_set.snapshot()
         found = self._found.get(active)
         if found is None:
             needed = frozenset() if active_set is None else active_set.selectors
-            known = self.selectors or frozenset()
-            hidden = (piece for piece in self.pieces if piece.place is None)
-            if self.selectors is None or not needed <= known or any(active.contains(p.inside) for p in hidden):
-                idle = known - needed
-                self._refine(needed | idle if len(idle) <= MOST_IDLE else needed, active)
-                if len(self.with_state()) > MOST_PIECES + len(needed):
-                    self._refine(needed, active, join=True)
+            hidden = (piece.inside for piece in self.pieces if piece.place is None)
+            if self.selectors is None or not needed <= set(self.selectors) or any(map(active.contains, hidden)):
+                idle = [selector for selector in self.selectors or () if selector not in needed]
+                self._refine((*needed, *idle[:MOST_IDLE]), active)
+                if len(self._with_state()) > MOST_PIECES + len(needed):
+                    self._refine(tuple(needed), active, join=True)
             found = self._found[active] = [piece for piece in self.pieces if active.contains(piece.inside)]
             if len(self._found) > MOST_FOUND:
                 self._found = {active: found}
         return found
 
-    def _refine(self, selectors: frozenset[Selector], active: Active, join: bool = False) -> None:
-        """Cut the pieces so that each is inside or outside every selector; join: first join those with equal scalars.
-
-        Labels number the entries: 0 where there is no state, then one number a group of old pieces, then a new number
-        for whatever part of a label lies inside a selector.
-        """
-        layout, state = Layout.of(self.parameter), self.inner.state
-        old = self.with_state()
+    def _refine(self, selectors: tuple[Selector, ...], active: Active, join: bool = False) -> None:
+        """Cut the pieces so that each is inside or outside every selector. join: first join those of equal scalars."""
+        state, layout = self.inner.state, Layout.of(self.parameter)
         groups: dict[Any, list[Piece]] = {}
-        for number, piece in enumerate(old):
-            groups.setdefault(_scalars(state[piece.leaf]) if join else number, []).append(piece)
-        label = torch.full((layout.span,), -1)
+        for number, piece in enumerate(self._with_state()):
+            groups.setdefault(_scalars(state[piece.values]) if join else number, []).append(piece)
+        label = torch.full((layout.span,), -1)  # -1 in gaps of memory, 0 where there is no state, else the group
         layout.box(label).zero_()
-        made: list[tuple[list[Piece], frozenset[Selector]]] = [([], frozenset())]
-        dense: State = {}  # the entries' state by position
-        for group in groups.values():
+        dense: dict[tuple[str, torch.dtype], Tensor] = {}  # the state by position
+        for number, group in enumerate(groups.values(), 1):
             for piece in group:
                 positions = self.layout.moved(piece.place.positions(), layout)
-                label[positions] = len(made)
-                for key, value in state[piece.leaf].items():
+                label[positions] = number
+                for key, value in state[piece.values].items():
                     if _per_entry(value):
-                        dense.setdefault(key, value.new_zeros(layout.span))[positions.to(value.device)] = _flat(value)
-            made.append((group, frozenset()))
-        for selector in selectors:
-            inside = layout.spread(selector.mask(self.parameter)).nonzero().squeeze(1).cpu()
-            labels, which = label[inside].unique(return_inverse=True)
-            label[inside] = len(made) + which
-            made += [(made[n][0], made[n][1] | {selector}) for n in labels.tolist()]
-        order = label.argsort(stable=True)
-        numbers, counts = label[order].unique_consecutive(return_counts=True)
-        flat = layout.flat(self.parameter.detach())
-        self.selectors, self.layout, self._found = selectors, layout, {}
-        pieces: list[tuple[int, Piece]] = []
-        before = {piece.leaf: state.pop(piece.leaf) for piece in old}
-        for number, index in zip(numbers.tolist(), order.split(counts.tolist()), strict=True):
-            if number < 0:
-                continue  # gaps in memory belong to nobody
-            group, inside = made[number]
+                        flat = dense.setdefault((key, value.dtype), value.new_zeros(layout.span))
+                        flat[positions.to(value.device)] = _flat(value)
+        before = [{}, *(state[group[0].values] for group in groups.values())]
+        for group in groups.values():
+            for piece in group:
+                del state[piece.values]
+        self.selectors, self.layout, self._found, self.pieces = selectors, layout, {}, []
+        for index, number, inside in _cut(label, len(groups) + 1, selectors, layout, self.parameter):
             where = place(index, self.contiguous)
-            if group:
-                leaf = where.read(flat)
-                state[leaf] = {
-                    key: where.read(dense[key]).clone(memory_format=torch.contiguous_format)
-                    if _per_entry(value)
-                    else copy.deepcopy(value)
-                    for key, value in before[group[0].leaf].items()
+            if number:
+                values = where.read(self.parameter.detach())
+                state[values] = {
+                    key: _owned(where.read(dense[key, value.dtype])) if _per_entry(value) else copy.deepcopy(value)
+                    for key, value in before[number].items()
                 }
-                pieces.append((int(index[0]), Piece(inside, where, leaf)))
+                self.pieces.append(Piece(inside, where, values))
             else:
                 known = where.is_view or active.contains(inside)
-                pieces.append((int(index[0]), Piece(inside, where if known else None)))
-        self.pieces = [piece for _, piece in sorted(pieces, key=lambda numbered: numbered[0])]
+                self.pieces.append(Piece(inside, where if known else None))
+
+
+def _cut(
+    label: Tensor, labels: int, selectors: tuple[Selector, ...], layout: Layout, parameter: Tensor
+) -> list[tuple[Tensor, int, frozenset[Selector]]]:
+    """Cut sets of entries by selectors. label (span,): the set of each entry, below `labels`, or -1 for none.
+
+    Returns, in the order of memory, each part that is not empty: its sorted index, the label that it had, and the
+    selectors that it lies in.
+    """
+    made: list[tuple[int, frozenset[Selector]]] = [(number, frozenset()) for number in range(labels)]
+    for selector in selectors:
+        inside = layout.spread(selector.mask(parameter)).nonzero().squeeze(1).cpu()
+        found, which = label[inside].unique(return_inverse=True)
+        label[inside] = len(made) + which
+        made += [(made[n][0], made[n][1] | {selector}) for n in found.tolist()]
+    order = label.argsort(stable=True)
+    numbers, counts = label[order].unique_consecutive(return_counts=True)
+    parts = [(i, *made[n]) for n, i in zip(numbers.tolist(), order.split(counts.tolist()), strict=True) if n >= 0]
+    return sorted(parts, key=lambda part: int(part[0][0]))
 
 
 def _per_entry(value: Any) -> bool:
@@ -249,6 +286,11 @@ def _per_entry(value: Any) -> bool:
 
 def _flat(value: Any) -> Any:
     return value.reshape(-1) if _per_entry(value) else value
+
+
+def _owned(value: Tensor) -> Tensor:
+    """A tensor that is not a view of a larger one, so that its memory is its own."""
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 def _scalars(state: State) -> frozenset[Any]:

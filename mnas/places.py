@@ -62,7 +62,7 @@ class Blocks:
     is_view = False
 
     def __init__(self, width: int, rows: Tensor) -> None:
-        self.width, self.rows = width, rows
+        self.width, self.rows, self.height = width, rows, int(rows[-1]) + 1
 
     def parts(self) -> dict[str, Any]:
         return {"width": self.width, "rows": self.rows.cpu()}
@@ -70,19 +70,19 @@ class Blocks:
     def positions(self) -> Tensor:
         return (self.rows.cpu()[:, None] * self.width + torch.arange(self.width)).flatten()
 
-    def read(self, flat: Tensor, out: Tensor | None = None) -> Tensor:
-        """The entries (n,) of a flat tensor, copied."""
-        out = flat.new_empty(len(self.rows) * self.width) if out is None else out
-        torch.index_select(self._in_rows(flat), 0, self.rows, out=out.view(len(self.rows), self.width))
+    def read(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
+        """A copy (n,) from a tensor of any shape."""
+        matrix = self._in_rows(tensor)
+        out = tensor.new_empty(len(self.rows) * self.width) if out is None else out
+        torch.index_select(matrix, 0, self.rows, out=out.view(len(self.rows), self.width))
         return out
 
-    def write(self, flat: Tensor, values: Tensor) -> None:
-        self._in_rows(flat).index_copy_(0, self.rows, values.view(len(self.rows), self.width))
+    def write(self, tensor: Tensor, values: Tensor) -> None:
+        self._in_rows(tensor).index_copy_(0, self.rows, values.view(len(self.rows), self.width))
 
-    def _in_rows(self, flat: Tensor) -> Tensor:
-        self.rows = self.rows.to(flat.device)
-        height = flat.numel() // self.width
-        return flat.narrow(0, 0, height * self.width).view(height, self.width)
+    def _in_rows(self, tensor: Tensor) -> Tensor:
+        self.rows = self.rows.to(tensor.device)
+        return tensor.as_strided((self.height, self.width), (self.width, 1), tensor.storage_offset())
 
 
 class Scattered:
@@ -99,6 +99,7 @@ class Scattered:
         even = len(index) - len(index) % lanes
         self.lanes = index[:even].view(lanes, -1) - torch.arange(lanes)[:, None]
         self.rest = index[even:].clone()
+        self.span = int(index[-1]) + 1
 
     def parts(self) -> dict[str, Any]:
         return {"index": self.positions()}
@@ -107,25 +108,33 @@ class Scattered:
         lanes = self.lanes.cpu() + torch.arange(len(self.lanes))[:, None]
         return torch.cat([lanes.flatten(), self.rest.cpu()])
 
-    def read(self, flat: Tensor, out: Tensor | None = None) -> Tensor:
-        """The entries (n,) of a flat tensor, copied."""
+    def read(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
+        """A copy (n,) from a tensor of any shape."""
         even = self.lanes.numel()
-        out = flat.new_empty(even + len(self.rest)) if out is None else out
-        torch.gather(self._in_lanes(flat), 1, self.lanes, out=out[:even].view(self.lanes.shape))
+        out = tensor.new_empty(even + len(self.rest)) if out is None else out
+        torch.gather(self._in_lanes(tensor), 1, self.lanes, out=_words(out)[:even].view(self.lanes.shape))
         if len(self.rest):
-            out[even:] = flat[self.rest]
+            out[even:] = self._flat(tensor)[self.rest]
         return out
 
-    def write(self, flat: Tensor, values: Tensor) -> None:
+    def write(self, tensor: Tensor, values: Tensor) -> None:
         even = self.lanes.numel()
-        self._in_lanes(flat).scatter_(1, self.lanes, values[:even].view(self.lanes.shape))
+        self._in_lanes(tensor).scatter_(1, self.lanes, _words(values)[:even].view(self.lanes.shape))
         if len(self.rest):
-            flat[self.rest] = values[even:]
+            self._flat(tensor)[self.rest] = values[even:]
 
-    def _in_lanes(self, flat: Tensor) -> Tensor:
-        self.lanes, self.rest = self.lanes.to(flat.device), self.rest.to(flat.device)
+    def _flat(self, tensor: Tensor) -> Tensor:
+        return tensor.as_strided((self.span,), (1,), tensor.storage_offset())
+
+    def _in_lanes(self, tensor: Tensor) -> Tensor:
+        self.lanes, self.rest = self.lanes.to(tensor.device), self.rest.to(tensor.device)
         lanes = len(self.lanes)
-        return flat.as_strided((lanes, flat.numel() - lanes + 1), (1, 1), flat.storage_offset())
+        return _words(tensor).as_strided((lanes, self.span - lanes + 1), (1, 1), tensor.storage_offset())
+
+
+def _words(tensor: Tensor) -> Tensor:
+    """16 bits as integers: torch scatters bfloat16 by way of float32 copies, and then rows may not overlap."""
+    return tensor.view(torch.int16) if tensor.element_size() == 2 else tensor
 
 
 Place = Run | Box | Blocks | Scattered

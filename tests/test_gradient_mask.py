@@ -206,6 +206,7 @@ BAD = {
     "type": ({"0.bias": [True] * 4}, "is a list; expected True, False or a boolean tensor"),
     "number": ({"0.bias": 1}, "is a int; expected True, False or a boolean tensor"),
     "device": ({"0.bias": torch.ones(4, dtype=torch.bool, device="meta")}, "is on meta; move it to cpu"),
+    "no name": ({0: False}, "0 is a int; expected the name of a parameter or a pattern"),
     "one bad of many": ({"*": False, "4.bias": torch.ones(2, dtype=torch.bool)}, "(3,) has shape (2,)"),
 }
 
@@ -224,6 +225,8 @@ def test_bad_arguments_are_refused():
         mnas.GradientMask(torch.zeros(1), {})
     with pytest.raises(ValueError, match="must be a mapping, not a list"):
         mnas.GradientMask(small_net(), [])
+    with pytest.raises(ValueError, match="statistics must be True, False or a mapping by layer name, not a str"):
+        mnas.GradientMask(small_net(), {}, statistics="1")
     with pytest.raises(ValueError, match="'0' matches no normalisation layer with running statistics; near: 1"):
         mnas.GradientMask(small_net(), {}, statistics={"0": False})
     with pytest.raises(ValueError, match=re.escape("'weight' matches nothing: the module has no parameter")):
@@ -344,3 +347,30 @@ def test_nothing_keeps_a_module_alive_and_a_graph_outlives_it():
     gc.collect()
     assert not any(ref() is not None for ref in gone)
     assert len(masking._ACTIVE_SETS) < number
+
+
+def test_tensors_without_entries_are_refused_and_leave_nothing():
+    lazy = nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(2))
+    for net in (lazy, nn.Linear(2, 2, device="meta")):
+        with pytest.raises(ValueError, match="has no entries yet; run a lazy layer once"):
+            mnas.GradientMask(net, {"*": False})
+        assert all(ActiveSet.of(p) is None for p in net.parameters())
+
+
+def test_statistics_follow_requires_grad_too():
+    net = small_net()
+    net[1].requires_grad_(False)
+    mnas.GradientMask(net, {}, statistics=True)
+    loss_of(net)
+    assert net[1].running_mean.eq(0).all()
+    assert int(net[1].num_batches_tracked) == 0
+
+
+def test_masks_that_are_gone_hold_no_memory_for_speed():
+    net = small_net()
+    mask = mnas.GradientMask(net, {"4.weight": torch.rand(3, 144) < 0.5})
+    loss_of(net).backward()
+    ((_, selector),) = mask._masks
+    assert selector._bits
+    mask.remove()
+    assert not selector._bits

@@ -27,19 +27,22 @@ KINDS = {
 }
 
 
-def check(index, where, size):
-    flat = torch.arange(size, dtype=torch.float32)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
+
+
+def check(index, where, size, dtype=torch.float32):
+    flat = torch.arange(size).to(dtype)
     assert torch.equal(where.positions(), index)
     assert torch.equal(where.read(flat).reshape(-1), flat[index])
     assert where.is_view == (where.read(flat).untyped_storage().data_ptr() == flat.untyped_storage().data_ptr())
-    shifted = torch.cat([torch.zeros(5), flat])[5:]  # a tensor that does not begin its memory
+    shifted = torch.cat([torch.zeros(5, dtype=dtype), flat])[5:]  # a tensor that does not begin its memory
     assert torch.equal(where.read(shifted).reshape(-1), flat[index])
     expected = flat.clone()
     expected[index] = -1 - flat[index]
     if where.is_view:
         where.read(flat).neg_().sub_(1)
     else:
-        out = torch.empty(len(index))
+        out = torch.empty(len(index), dtype=dtype)
         assert where.read(flat, out) is out
         where.write(flat, -1 - out)
     assert torch.equal(flat, expected)
@@ -73,7 +76,8 @@ def test_any_mask(mask, width, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        check(index, place(index, contiguous=False), len(entries))
-        check(index, place(index, contiguous=True), len(entries))
+        for dtype in DTYPES:
+            check(index, place(index, contiguous=False), len(entries), dtype)
+            check(index, place(index, contiguous=True), len(entries), dtype)
     finally:
         torch.set_num_threads(before)

@@ -10,10 +10,14 @@ README = (ROOT / "README.md").read_text()
 BASH = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)).splitlines()
 
 
-def test_python_example_runs(capsys):
+def test_python_examples_run(capsys):
     (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     exec(example, {"__name__": "example"})
     assert "Cost(params=" in capsys.readouterr().out
+    page = (ROOT / "docs" / "freezing.md").read_text()
+    example = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[1]
+    exec(example, {"__name__": "example"})
+    assert f"# {capsys.readouterr().out.strip()}\n" in example
 
 
 def test_every_command_parses(monkeypatch):

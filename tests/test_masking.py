@@ -1,0 +1,289 @@
+"""What is active, at odd moments: gradients set by hand, passes that fail, hooks of others, resets of every kind."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from conftest import batches
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import mnas
+from mnas.masking import ActiveSet, Mask
+
+ROWS = {"weight": torch.tensor([True, False, True])[:, None]}
+X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+
+
+def layer():
+    torch.manual_seed(0)
+    return nn.Linear(4, 3, bias=False)
+
+
+def three():
+    """A choice of three linear layers, and another layer behind it."""
+    torch.manual_seed(0)
+    space = mnas.SearchSpace(
+        lambda: nn.Sequential(mnas.Choice({n: nn.Linear(4, 4, bias=False) for n in "abc"}), nn.Linear(4, 4)),
+        input_shape=(4,),
+    )
+    return mnas.Supernet(space)
+
+
+def sgd(module, **options):
+    return mnas.MaskedOptimizer(torch.optim.SGD, module, **{"lr": 0.1, "weight_decay": 0.1, **options})
+
+
+def moved(net, act):
+    """Which rows of a layer, or candidates of the choice, the action moves."""
+    if isinstance(net, nn.Linear):
+        before = net.weight.detach().clone()
+        act()
+        return net.weight.ne(before).any(1).tolist()
+    (choice,) = net._choices
+    before = choice.weight.detach().clone()
+    act()
+    return [bool(r.view(choice.weight).ne(r.view(before)).any()) for r in choice.owned["weight"]]
+
+
+def test_a_gradient_set_by_hand_on_a_plain_parameter_is_stepped_within_the_masks_in_force():
+    net = layer()
+    optimizer = sgd(net)
+    with mnas.GradientMask(net, ROWS):
+        net(X).sum().backward()
+        assert moved(net, optimizer.step) == [True, False, True]
+    net.zero_grad()
+    net.weight.grad = torch.ones(3, 4)  # not that of the masked pass: its records do not hold for it
+    assert moved(net, optimizer.step) == [True, True, True]
+    mnas.GradientMask(net, ROWS)
+    net.weight.grad = torch.ones(3, 4)
+    assert moved(net, optimizer.step) == [True, False, True]
+
+
+def test_a_gradient_set_by_hand_on_a_merged_parameter_trains_what_the_last_pass_reached():
+    net = three()
+    optimizer = sgd(net)
+    parameters = list(net.parameters())
+    for path in ((1,), (0,)):
+        grads = torch.autograd.grad(net(X, path).square().sum(), parameters)
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad
+        assert moved(net, optimizer.step) == [c == path[0] for c in range(3)]
+    untouched = three()
+    optimizer = sgd(untouched)
+    weight = untouched._choices[0].weight
+    weight.grad = torch.ones_like(weight)
+    assert moved(untouched, optimizer.step) == [True] * 3
+    untouched.zero_grad()
+    weight.grad = torch.zeros_like(weight)
+    assert moved(untouched, optimizer.step) == [False] * 3
+
+
+def test_gradients_allocated_before_the_first_pass():
+    net = three()
+    optimizer = sgd(net)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for path in ((0,), (2,)):
+        optimizer.zero_grad(set_to_none=False)
+        net(X, path).sum().backward()
+        assert moved(net, optimizer.step) == [c == path[0] for c in range(3)]
+
+
+@pytest.mark.parametrize("reset", ["module", "by hand"])
+def test_zeroing_a_gradient_in_place_is_noticed(reset):
+    net = layer()
+    optimizer = sgd(net, momentum=0.9)
+    for number in range(3):
+        mask = {"weight": torch.arange(3)[:, None] == number}
+        with mnas.GradientMask(net, mask):
+            net(X).sum().backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+        assert moved(net, optimizer.step) == [row == number for row in range(3)]
+        net.zero_grad(set_to_none=False) if reset == "module" else net.weight.grad.zero_()
+    assert len(ActiveSet.of(net.weight).records) == 1  # no trace of the masks that are gone
+    net.zero_grad()
+
+
+def test_optimizer_in_the_backward_pass():
+    """torch's tutorial pattern: each parameter is stepped by a hook as soon as its gradient is there."""
+    net, twin = three(), three()
+    optimizers = {p: sgd([p]) for p in net.parameters()}
+    for parameter in net.parameters():
+
+        def hook(p):
+            optimizers[p].step()
+            optimizers[p].zero_grad()
+
+        parameter.register_post_accumulate_grad_hook(hook)
+    together = sgd(twin)
+    for path in ((0,), (2,), (0,)):
+        assert moved(net, lambda p=path: net(X, p).sum().backward()) == [c == path[0] for c in range(3)]
+        together.zero_grad()
+        twin(X, path).sum().backward()
+        together.step()
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters(), strict=True))
+
+
+def test_a_parameter_that_is_thawed_under_a_mask_is_masked():
+    net = layer()
+    net.weight.requires_grad_(False)
+    mask = mnas.GradientMask(net, ROWS)
+    assert not net.weight.requires_grad
+    net.weight.requires_grad_(True)
+    optimizer = sgd(net)
+    net(X).sum().backward()
+    assert net.weight.grad[1].eq(0).all()
+    mask.remove()
+    assert moved(net, optimizer.step) == [True, False, True]
+
+
+class Fails(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError("on purpose")
+
+
+def test_a_backward_pass_that_failed_leaves_nothing_behind():
+    net = three()
+    optimizer = sgd(net)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        net(Fails.apply(net(X, (2,)).sum() * X), (0,)).sum().backward()
+    for parameter in net.parameters():
+        parameter.grad = None
+    net(X, (1,)).sum().backward()
+    assert moved(net, optimizer.step) == [False, True, False]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpoints(reentrant):
+    """With reentrant ones a backward pass runs inside another, here both over the merged parameter."""
+    net, plain = three(), three()
+    x = X.clone().requires_grad_()
+    y = checkpoint(lambda x: net(x, (2,)), net(x, (0,)), use_reentrant=reentrant)
+    (y + net(x, (0,))).square().sum().backward()
+    z = plain(plain(X, (0,)), (2,)) + plain(X, (0,))
+    z.square().sum().backward()
+    torch.testing.assert_close(net._choices[0].weight.grad, plain._choices[0].weight.grad)
+    optimizers = sgd(net), sgd(plain)
+    assert moved(net, optimizers[0].step) == moved(plain, optimizers[1].step) == [True, False, True]
+
+
+def test_a_hook_that_changes_the_gradient_in_place_stays_inside_the_region():
+    net = three()
+    weight = net._choices[0].weight
+    weight.register_hook(lambda grad: grad.add_(1.0))
+    fresh = copy.deepcopy(net)  # here the hook of the choice comes first
+    fresh._choices[0].weight.register_hook(lambda grad: grad + 1.0)
+    optimizers = [sgd(net), sgd(fresh)]
+    for n, optimizer in zip((net, fresh), optimizers, strict=True):
+        n(X, (1,)).sum().backward()
+        assert moved(n, optimizer.step) == [False, True, False]
+
+
+def test_batched_gradients():
+    net = three()
+    weight = net._choices[0].weight
+    y = net(X, (1,)).sum(1)
+    jacobian = torch.autograd.grad(y, weight, torch.eye(5), is_grads_batched=True, retain_graph=True)[0]
+    rows = torch.stack([torch.autograd.grad(y[i], weight, retain_graph=True)[0] for i in range(5)])
+    torch.testing.assert_close(jacobian, rows)
+    plain = layer()
+    mnas.GradientMask(plain, ROWS)
+    (batch,) = torch.autograd.grad(plain(X).sum(1), plain.weight, torch.eye(5), is_grads_batched=True)
+    assert batch[:, 1].eq(0).all()
+    assert batch[:, 0].ne(0).all()
+
+
+def test_functional_transforms_of_a_supernet():
+    net = three()
+    exported = mnas.export(net, (1,))
+    for transform in (lambda f: torch.func.grad(lambda x: f(x).sum()), torch.vmap):
+        ours, theirs = (transform(f)(X) for f in (lambda x: net(x, (1,)), exported))
+        torch.testing.assert_close(ours, theirs)
+
+
+class Nothing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, None
+
+
+def test_a_pass_that_delivers_no_gradient_activates_nothing():
+    net = layer()
+    mnas.GradientMask(net, ROWS)
+    optimizer = sgd(net)
+    Nothing.apply(X, net.weight).sum().backward()
+    assert moved(net, optimizer.step) == [False] * 3
+
+
+def test_nan_is_cut_also_where_a_second_derivative_is_wanted():
+    for mask in (False, torch.zeros(3, 4, dtype=torch.bool)):
+        net = layer()
+        mnas.GradientMask(net, {"weight": mask})
+        (grad,) = torch.autograd.grad((net(X).square().sum() * float("nan")), net.weight, create_graph=True)
+        assert grad.eq(0).all()
+        assert not torch.signbit(grad).any()
+
+
+def test_conjugate_gradients():
+    module = nn.Module()
+    module.w = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    mnas.GradientMask(module, {"w": torch.tensor([True, False, True])})
+    module.w.conj().backward(torch.full((3,), 1 + 2j))
+    assert module.w.grad.tolist() == [1 - 2j, 0, 1 - 2j]
+
+
+def test_masks_are_equal_by_content():
+    entries = torch.tensor([[True, False]])
+    assert Mask(entries) == Mask(entries.clone())
+    assert hash(Mask(entries)) == hash(Mask(entries.clone()))
+    assert Mask(entries) != Mask(entries.T)
+    assert Mask(entries) != Mask(~entries)
+    assert Mask(None) == Mask(None)
+    assert Mask(None) != Mask(entries)
+    assert Mask(entries) != "mask"
+    assert pickle.loads(pickle.dumps(Mask(entries))) == Mask(entries)
+
+
+def test_a_mask_that_a_module_holds_is_copied_and_pickled_with_it():
+    net = layer()
+    net.mask = mnas.GradientMask(net, ROWS)
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert twin.mask.module is twin
+        twin(X).sum().backward()
+        assert twin.weight.grad[1].eq(0).all()
+        assert twin.weight.grad[0].ne(0).all()
+    net.mask.remove()
+    twin = copy.deepcopy(net)
+    assert ActiveSet.of(twin.weight) is None
+
+
+def test_nested_blocks_end_with_the_outermost():
+    net = layer()
+    mask = mnas.GradientMask(net, ROWS)
+    with mask:
+        with mask:
+            pass
+        assert ActiveSet.of(net.weight).masks
+    assert ActiveSet.of(net.weight) is None
+
+
+def test_copied_supernets_follow_their_own_passes(small):
+    net = mnas.Supernet(small)
+    x, y = next(batches(1))
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(mnas.Choice({"a": nn.Linear(2, 2)})))):
+        choice = twin._choices[0] if twin is not net and hasattr(twin, "_choices") else twin
+        assert ActiveSet.of(choice.weight).regions == choice.owned["weight"]
+    F.cross_entropy(net(x, (0, 0)), y).backward()
+    assert len(ActiveSet.of(net._choices[0].weight).records) == 1
