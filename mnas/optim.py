@@ -115,16 +115,16 @@ class MaskedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        lent: list[Partition] = []
+        gathered: list[Partition] = []
         try:
             self.inner.param_groups = []
             for group in self.param_groups:
                 fused = bool(group.get("fused"))
-                tensors = [tensor for p in group["params"] for tensor in self._tensors(p, fused, lent)]
+                tensors = [tensor for p in group["params"] for tensor in self._tensors(p, fused, gathered)]
                 self.inner.param_groups.append({**group, "params": tensors})
             self._step_inner()
         finally:
-            for partition in lent:
+            for partition in gathered:
                 partition.scatter()
         return loss
 
@@ -214,7 +214,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
                     )
             yield parameter, state
 
-    def _tensors(self, parameter: Tensor, fused: bool, lent: list[Partition]) -> list[Tensor]:
+    def _tensors(self, parameter: Tensor, fused: bool, gathered: list[Partition]) -> list[Tensor]:
         """What the wrapped optimizer is to step in place of a parameter: itself, unless some of it may be frozen, or
         a fused kernel would read its memory in the wrong order."""
         if parameter.grad is None:
@@ -226,7 +226,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
                 return [parameter]
             partition = self._partitions[parameter] = Partition(parameter, self.inner)
             partition.take_over(self.state.pop(parameter, {}))
-        lent.append(partition)
+        gathered.append(partition)
         return partition.gather(active_set, contiguous=fused)
 
     def _step_inner(self) -> None:

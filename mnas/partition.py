@@ -93,7 +93,7 @@ class Partition:
         self.pieces: list[Piece] = []
         self.selectors: tuple[Selector, ...] | None = None  # newest first; None: the pieces are not yet cut as needed
         self._found: dict[Active, list[Piece]] = {}
-        self._lent: list[Piece] = []
+        self._gathered: list[Piece] = []
 
     def take_over(self, state: State) -> None:
         """Continue with the state of the parameter as a whole, as a stock optimizer has it."""
@@ -134,13 +134,13 @@ class Partition:
                 values.grad = where.read(grad)
             else:
                 values.grad = piece.grad = where.read(grad, piece.grad)
-            self._lent.append(piece)
+            self._gathered.append(piece)
         return [piece.values for piece in active]
 
     def scatter(self) -> None:
         """Write back what was copied, and let go of the gradients."""
-        while self._lent:
-            piece = self._lent.pop()
+        while self._gathered:
+            piece = self._gathered.pop()
             piece.values.grad = None
             if not piece.place.is_view:
                 piece.place.write(self.parameter.detach(), piece.values)
@@ -295,7 +295,7 @@ def _owned(value: Tensor) -> Tensor:
 
 def _scalars(state: State) -> frozenset[Any]:
     return frozenset(
-        (key, None if _per_entry(value) else value.item() if torch.is_tensor(value) else value)
+        (key, value.dtype if _per_entry(value) else value.item() if torch.is_tensor(value) else value)
         for key, value in state.items()
     )
 

@@ -74,8 +74,8 @@ app = App(help=__doc__, help_format="plaintext", version_flags=())
 def main(options: Options | None = None) -> None:
     options = options or Options()
     parts = (options.only,) if options.only else PARTS
-    if not options.quick and not options.page.is_file():
-        raise Failure(f"--page {options.page} is no file; expected a page with the marks of docs/freezing.md", status=2)
+    if not options.quick:
+        _check_page(options.page, parts)
 
     import json
 
@@ -99,10 +99,22 @@ def main(options: Options | None = None) -> None:
                 write_atomically(options.page, _replaced(options.page.read_text(), part, text))
 
 
+def _marks(part: str) -> tuple[str, str]:
+    return f"<!-- {part} -->\n", f"<!-- end of {part} -->"
+
+
+def _check_page(page: Path, parts: tuple[str, ...]) -> None:
+    if not page.is_file():
+        raise Failure(f"--page {page} is no file; expected a page with the marks of docs/freezing.md", status=2)
+    text = page.read_text()
+    for part in parts:
+        begin, end = _marks(part)
+        if begin not in text or end not in text:
+            raise Failure(f"--page {page} lacks the marks {begin.strip()} and {end}; restore them", status=2)
+
+
 def _replaced(page: str, part: str, text: str) -> str:
-    begin, end = f"<!-- {part} -->\n", f"<!-- end of {part} -->"
-    if begin not in page or end not in page:
-        raise Failure(f"the page lacks the marks {begin.strip()} and {end}; restore them", status=2)
+    begin, end = _marks(part)
     before, rest = page.split(begin, 1)
     return f"{before}{begin}{text}\n{end}{rest.split(end, 1)[1]}"
 
@@ -335,10 +347,11 @@ def memory(quick: bool, seed: int) -> Iterator[Row]:
                 optimizer.zero_grad()
                 layer(torch.randn(2, SIDE)).sum().backward()
                 optimizer.step()
-            state = optimizer.state_dict()
+            state = optimizer.state_dict()["state"].get(0, {})
+            pieces = state.get("pieces", [{"state": state}])
             tensors = {
-                "state_bytes": [v for of_piece in state["state"].values() for v in of_piece.values()],
-                "index_bytes": [v for piece in state["pieces"] for v in piece.values() if torch.is_tensor(v)],
+                "state_bytes": [v for piece in pieces for v in piece["state"].values()],
+                "index_bytes": [v for piece in pieces for v in piece.values() if torch.is_tensor(v)],
             }
             sizes = {key: sum(t.numel() * t.element_size() for t in value) for key, value in tensors.items()}
             yield {"kind": kind, "share": share, "active": int(mask.sum()), "weight_bytes": 4 * SIDE * SIDE, **sizes}
