@@ -1,36 +1,28 @@
 """Choice: the candidates of one place in a network, stored in merged parameters.
 
-For each parameter name (and each buffer, so BatchNorm statistics too) the candidates share one flat tensor in which
-every candidate has a slot of its own, a contiguous run:
-
-    conv3x3.weight (O, I, 3, 3)  ->  weight[0 : 9*O*I]
-    conv5x5.weight (O, I, 5, 5)  ->  weight[9*O*I : 34*O*I]
-
-Contiguous runs, because the optimizer's fused kernels go silently wrong on strided memory, and because every
-elementwise kernel then sees what it would see in a separate tensor: the arithmetic is equal to the last bit.
+For each parameter name (and each buffer, so BatchNorm statistics too) the candidates share one flat tensor; where each
+candidate is in it is a region (mnas/merge.py), and everything else follows from the regions.
 """
 
 from __future__ import annotations
 
 import copy
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from functools import cached_property
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from mnas import masking
 from mnas.masking import Region
+from mnas.merge import embed, merge
 
 EXECUTIONS = ("sliced", "masked")
-# Matrix kernels may choose their code by the alignment of their operands, so each slot starts where a separate
-# tensor would start: on the 64 bytes of torch's CPU allocator.
-ALIGNMENT_BYTES = 64
+STATISTICS = ("*running_mean", "*running_var", "*num_batches_tracked")
 
 
 class Choice(nn.Module):
@@ -40,23 +32,59 @@ class Choice(nn.Module):
     the same names (dots become slashes); what remains of a candidate is its skeleton, the module without storage.
     Candidates must update buffers in place, as torch's own layers do.
 
-    Raises ValueError for candidates that cannot be merged: none, badly named, tied or mixed in dtype or device.
+    nested: candidates share entries, as in once-for-all networks (Cai et al., ICLR 2020, section 3): a 3x3 kernel is
+    the centre of the 5x5, a narrow layer the first channels of the wide one, a dilated kernel every second tap, a
+    shallow sequence the first layers of the deep one. Where they overlap, the largest candidate gives the start.
+    separate: patterns of the names of tensors that candidates do not share though nested; by default the running
+    statistics of BatchNorm, which differ between candidates of different depth or width. () shares them, too, and
+    ("*bn*",) keeps the affine parameters apart as well.
+
+    Raises ValueError for candidates that cannot be merged: none, badly named, tied, mixed in dtype or device, nested
+    ones without a common centre.
     """
 
-    def __init__(self, candidates: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, candidates: Mapping[str, nn.Module], *, nested: bool = False, separate: Iterable[str] = STATISTICS
+    ) -> None:
         super().__init__()
         if not candidates:
             raise ValueError('a Choice has no candidates; give at least one, as in Choice({"conv3x3": nn.Conv2d(...)})')
         for name, candidate in candidates.items():
             _check_candidate(name, candidate)
         self.names = tuple(candidates)
+        self.nested = nested
         self._description = "\n".join(f"({name}): {module!r}" for name, module in candidates.items())
-        self.regions: dict[str, tuple[Region | None, ...]] = {}  # by name of the merged tensor, one a candidate
-        self.owned: dict[str, tuple[Region, ...]] = {}  # the same, of those candidates that have a part in it
-        self._parameter_names = _merge_into(self, list(candidates.values()), nn.Module.named_parameters)
-        self._buffer_names = _merge_into(self, list(candidates.values()), nn.Module.named_buffers)
+        # By name of the merged tensor: the regions of all candidates, those that are not None, and the slots.
+        self.regions: dict[str, tuple[Region | None, ...]] = {}
+        self.owned: dict[str, tuple[Region, ...]] = {}
+        self._slots: dict[str, tuple[Region, ...]] = {}
+        apart = tuple(separate) if nested else ("*",)
+        self._parameter_names = self._merge(candidates, nn.Module.named_parameters, apart)
+        self._buffer_names = self._merge(candidates, nn.Module.named_buffers, apart)
         self.candidates = nn.ModuleDict({name: _skeleton(module) for name, module in candidates.items()})
         self._watch()
+
+    def _merge(
+        self, candidates: Mapping[str, nn.Module], named: Callable[[nn.Module], Any], apart: tuple[str, ...]
+    ) -> dict[str, str]:
+        """Register one merged tensor per name; returns {name in the candidate: name in the choice}."""
+        tensors = [dict(named(candidate)) for candidate in candidates.values()]
+        keys = {name: name.replace(".", "/") for of_candidate in tensors for name in of_candidate}
+        for name, key in keys.items():
+            if hasattr(self, key):
+                raise ValueError(
+                    f"{name!r} of a candidate is already a name in Choice; rename that parameter or buffer"
+                )
+            nested = not any(fnmatchcase(name, pattern) for pattern in apart)
+            merged = merge(name, candidates, [of_candidate.get(name) for of_candidate in tensors], nested)
+            self.regions[key], self._slots[key] = merged.regions, merged.slots
+            self.owned[key] = tuple(region for region in merged.regions if region is not None)
+            if isinstance(merged.tensor, nn.Parameter):
+                self.register_parameter(key, merged.tensor)
+            else:
+                persistent = any(name in c.state_dict() for c in candidates.values())
+                self.register_buffer(key, merged.tensor, persistent=persistent)
+        return keys
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -95,11 +123,10 @@ class Choice(nn.Module):
         return None if region is None else masking.select(self._parameters[key], region, self.owned[key])
 
     def _masked(self, key: str, index: int) -> Tensor:
-        """All slots laid over each other in the enclosing shape: the mask alone decides which of them is not zero."""
-        regions = self.owned[key]
-        masked = masking.masked(self._parameters[key], self.regions[key][index], regions)
+        """All slots laid over each other in the enclosing shape: the mask alone decides what is not zero."""
+        masked = masking.masked(self._parameters[key], self.regions[key][index], self.owned[key])
         size = self.regions[key][self.enclosing].size
-        return sum(_embed(region.view(masked), size) for region in regions)
+        return sum(embed(slot.view(masked), size) for slot in self._slots[key])
 
     @cached_property
     def enclosing(self) -> int:
@@ -109,7 +136,7 @@ class Choice(nn.Module):
         """
         outer = max(range(len(self)), key=lambda i: sum(prod(r.size) for r in self._regions(i) if r is not None))
         for inner in range(len(self)):
-            reason = _misfit(self.candidates[self.names[outer]], self.candidates[self.names[inner]])
+            reason = _misfit(self.candidates[self.names[outer]], self.candidates[self.names[inner]], self.nested)
             reason = reason or _shape_misfit(self._regions(outer), self._regions(inner))
             if reason:
                 raise ValueError(
@@ -157,56 +184,6 @@ def _check_candidate(name: str, candidate: nn.Module) -> None:
             raise ValueError(f"candidate {name!r} ties {other!r} and {tensor_name!r}; untie them to merge it")
 
 
-def _merge_into(
-    choice: Choice, candidates: list[nn.Module], named: Callable[[nn.Module], list[tuple[str, Tensor]]]
-) -> dict[str, str]:
-    """Register one merged tensor per name on the choice; returns {name in the candidate: name in the choice}."""
-    tensors = [dict(named(candidate)) for candidate in candidates]
-    keys = {name: name.replace(".", "/") for of_candidate in tensors for name in of_candidate}
-    for name, key in keys.items():
-        if hasattr(choice, key):
-            raise ValueError(f"{name!r} of a candidate is already a name in Choice; rename that parameter or buffer")
-        merged, regions = _merge(name, choice.names, [of_candidate.get(name) for of_candidate in tensors])
-        choice.regions[key] = regions
-        choice.owned[key] = tuple(region for region in regions if region is not None)
-        if isinstance(merged, nn.Parameter):
-            choice.register_parameter(key, merged)
-        else:
-            choice.register_buffer(key, merged, persistent=any(name in c.state_dict() for c in candidates))
-    return keys
-
-
-def _merge(
-    name: str, candidate_names: tuple[str, ...], tensors: list[Tensor | None]
-) -> tuple[Tensor, tuple[Region | None, ...]]:
-    """Copy same-named tensors, one a candidate or None, into one flat tensor and say where each one is."""
-    present = {c: t for c, t in zip(candidate_names, tensors, strict=True) if t is not None}
-    for attribute in ("dtype", "device", "requires_grad"):
-        values = {c: getattr(t, attribute) for c, t in present.items()}
-        if len(set(values.values())) > 1:
-            raise ValueError(f"{name!r} differs in {attribute} over the candidates: {values}; make them equal")
-    sample = next(iter(present.values()))
-    step = max(1, ALIGNMENT_BYTES // sample.element_size())
-    regions: list[Region | None] = []
-    end = 0
-    for tensor in tensors:
-        if tensor is None:
-            regions.append(None)
-            continue
-        offset = -(-end // step) * step
-        # A dense layout such as channels_last is kept, any other becomes contiguous.
-        stride = torch.empty_like(tensor, device="meta").stride()
-        regions.append(Region(offset, tuple(tensor.shape), stride))
-        end = offset + tensor.numel()
-    merged = torch.zeros(end, dtype=sample.dtype, device=sample.device)
-    for tensor, region in zip(tensors, regions, strict=True):
-        if region is not None:
-            region.view(merged).copy_(tensor.detach())
-    if isinstance(sample, nn.Parameter):
-        merged = nn.Parameter(merged, requires_grad=sample.requires_grad)
-    return merged, tuple(regions)
-
-
 def _skeleton(candidate: nn.Module) -> nn.Module:
     """A copy of the module in which every parameter and buffer is None."""
     tensors = [*candidate.parameters(), *candidate.buffers()]
@@ -229,16 +206,6 @@ def _fill(skeleton: nn.Module, tensors: Mapping[str, Tensor | None], prefix: str
     return module
 
 
-def _embed(tensor: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Zeros around a smaller tensor: channels (dimensions 0 and 1) are prefixes, kernels (the others) centred."""
-    padding: list[int] = []
-    for dim in reversed(range(tensor.ndim)):  # F.pad counts from the last dimension
-        missing = size[dim] - tensor.shape[dim]
-        before = missing // 2 if dim >= 2 else 0
-        padding += [before, missing - before]
-    return F.pad(tensor, padding) if any(padding) else tensor
-
-
 def _shape_misfit(outer: list[Region | None], inner: list[Region | None]) -> str | None:
     for large, small in zip(outer, inner, strict=True):
         if (large is None) != (small is None):
@@ -252,12 +219,12 @@ def _fits(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
     return len(small) == len(large) and all(a <= b for a, b in zip(small, large, strict=True))
 
 
-def _misfit(outer: nn.Module, inner: nn.Module) -> str | None:
-    """Why zero padding does not turn `outer` into `inner`; None where it does."""
+def _misfit(outer: nn.Module, inner: nn.Module, nested: bool) -> str | None:
+    """Why zero padding (nested: zeros between taps, too) does not turn `outer` into `inner`; None where it does."""
     if type(outer) is not type(inner):
         return f"{type(inner).__name__} is no {type(outer).__name__}"
     if isinstance(outer, _ConvNd):
-        for option in ("stride", "dilation", "groups", "padding_mode"):
+        for option in ("stride", "groups", "padding_mode", *(() if nested else ("dilation",))):
             if getattr(outer, option) != getattr(inner, option):
                 return f"{option} {getattr(inner, option)} is not {getattr(outer, option)}"
         if outer.padding_mode != "zeros" or _margins(outer) != _margins(inner):
@@ -268,7 +235,7 @@ def _misfit(outer: nn.Module, inner: nn.Module) -> str | None:
     children = zip(outer.children(), inner.children(), strict=False)
     if len(list(outer.children())) != len(list(inner.children())):
         return "their layers differ in number"
-    return next((reason for a, b in children if (reason := _misfit(a, b))), None)
+    return next((reason for a, b in children if (reason := _misfit(a, b, nested))), None)
 
 
 def _margins(conv: _ConvNd) -> tuple[object, ...]:
