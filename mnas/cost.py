@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mnas.export import standalone
-from mnas.space import Path, SearchSpace
+from mnas.choice import Choice
+from mnas.space import Path, SearchSpace, choices_of
+from mnas.supernet import Supernet
 
 
 class Cost(NamedTuple):
@@ -20,9 +23,58 @@ class Cost(NamedTuple):
 
 
 def cost(space: SearchSpace, path: Path) -> Cost:
-    """The cost of a path's standalone network for one picture of `space.input_shape`."""
-    with torch.random.fork_rng(devices=[]):  # counting must not change what is drawn next
-        model = standalone(space, path).eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, *space.input_shape))
-    return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
+    """The cost of a path's standalone network for one picture of `space.input_shape`.
+
+    Counted once for each candidate and size of its input if the model is a sequence, else for each path anew.
+    """
+    if space not in _COUNTERS:
+        _COUNTERS[space] = _Counter(space)
+    return _COUNTERS[space].count(space.check(path))
+
+
+class _Counter:
+    """Counts the parts of a sequence once, and adds them up for each path."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        with torch.random.fork_rng(devices=[]):  # counting must not change what is drawn next
+            self.net = Supernet(space).eval()
+        self.shape = space.input_shape
+        parts = list(_parts(self.net.model))
+        tensors = [id(p) for part in parts for p in part.parameters()]
+        choices = [part for part in parts if isinstance(part, Choice)]
+        plain = choices == choices_of(self.net.model) and len(tensors) == len(set(tensors))
+        self.parts = parts if plain else None  # choices deeper inside, or tensors that parts share
+        self._counted: dict[tuple[int, int, tuple[int, ...]], tuple[Cost, tuple[int, ...]]] = {}
+
+    def count(self, path: Path) -> Cost:
+        if self.parts is None:
+            return _measure(self.net.subnet(path), self.shape)[0]
+        shape, indices, params, macs = self.shape, iter(path), 0, 0
+        for number, part in enumerate(self.parts):
+            index = next(indices) if isinstance(part, Choice) else 0
+            key = number, index, shape
+            if key not in self._counted:
+                module = part.candidate(index) if isinstance(part, Choice) else part
+                self._counted[key] = _measure(module, shape)
+            counted, shape = self._counted[key]
+            params, macs = params + counted.params, macs + counted.macs
+        return Cost(params, macs)
+
+
+_COUNTERS: weakref.WeakKeyDictionary[SearchSpace, _Counter] = weakref.WeakKeyDictionary()
+
+
+def _parts(module: nn.Module) -> list[nn.Module]:
+    """The steps of a (nested) nn.Sequential."""
+    if type(module) is nn.Sequential:
+        return [part for child in module for part in _parts(child)]
+    return [module]
+
+
+@torch.no_grad()
+def _measure(module: nn.Module, shape: tuple[int, ...]) -> tuple[Cost, tuple[int, ...]]:
+    """The cost of a module for one input of a shape, and the shape of its output."""
+    with FlopCounterMode(display=False) as counter:
+        output: Tensor = module(torch.zeros(1, *shape))
+    params = sum(p.numel() for p in module.parameters())
+    return Cost(params, counter.get_total_flops() // 2), tuple(output.shape[1:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 from mnas.choice import Choice
 from mnas.space import SearchSpace
@@ -56,7 +56,88 @@ def _two_convolutions(
     return SearchSpace(build, name=name, input_shape=(1, 28, 28))
 
 
-SPACES: dict[str, Callable[..., SearchSpace]] = {"mil4": mil4, "mil4_nested": mil4_nested, "plain": plain}
+def mil9(channels: tuple[int, int] = (16, 32)) -> SearchSpace:
+    """Two blocks of one, two or three Conv3x3-BN-ReLU on pictures of 1x28x28: nine networks.
+
+    A shallow block is the beginning of the deep one, so depth is nested; each depth has running statistics of its own.
+    """
+
+    def unit(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+    def block(width: int) -> Choice:
+        depths = {f"d{n}": nn.Sequential(*(layer for _ in range(n) for layer in unit(width, width))) for n in (1, 2, 3)}
+        return Choice(depths, nested=True)
+
+    def build() -> nn.Module:
+        return nn.Sequential(
+            *unit(1, channels[0]),  # (B, 1, 28, 28) -> (B, C0, 28, 28)
+            block(channels[0]),
+            *unit(*channels, stride=2),  # -> (B, C1, 14, 14)
+            block(channels[1]),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(channels[1], 10),
+        )
+
+    return SearchSpace(build, name="mil9", input_shape=(1, 28, 28))
+
+
+class Residual(nn.Sequential):
+    """x + layers(x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def nb_macro() -> SearchSpace:
+    """NAS-Bench-Macro (Su et al., CVPR 2021, "Prioritized Architecture Sampling with Monto-Carlo Tree Search"): eight
+    choices of identity or inverted residual on pictures of 3x32x32, 6,561 networks."""
+
+    def bn(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+        conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+        return [conv, nn.BatchNorm2d(outputs)]
+
+    def inverted_residual(inputs: int, outputs: int, stride: int, expansion: int, kernel: int) -> nn.Module:
+        width = expansion * inputs
+        kind = Residual if stride == 1 and inputs == outputs else nn.Sequential
+        return kind(
+            *bn(inputs, width, 1),
+            nn.ReLU(),
+            *bn(width, width, kernel, stride, groups=width),
+            nn.ReLU(),
+            *bn(width, outputs, 1),
+        )
+
+    def choice(inputs: int, outputs: int, stride: int) -> Choice:
+        keeps = stride == 1 and inputs == outputs
+        return Choice(
+            {
+                "identity": nn.Identity() if keeps else nn.Sequential(*bn(inputs, outputs, 1, stride)),
+                "mb3_k3": inverted_residual(inputs, outputs, stride, 3, 3),
+                "mb6_k5": inverted_residual(inputs, outputs, stride, 6, 5),
+            }
+        )
+
+    def build() -> nn.Module:
+        layers, width = [*bn(3, 32, 3), nn.ReLU()], 32
+        for repeats in (2, 3, 3):
+            layers.append(choice(width, 2 * width, 2))
+            width *= 2
+            layers += [choice(width, width, 1) for _ in range(repeats - 1)]
+        head = [*bn(width, 1280, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 10)]
+        return nn.Sequential(*layers, *head)
+
+    return SearchSpace(build, name="nb_macro", input_shape=(3, 32, 32))
+
+
+SPACES: dict[str, Callable[..., SearchSpace]] = {
+    "mil4": mil4,
+    "mil4_nested": mil4_nested,
+    "mil9": mil9,
+    "nb_macro": nb_macro,
+    "plain": plain,
+}
 
 
 def get(name: str) -> SearchSpace:

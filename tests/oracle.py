@@ -4,6 +4,9 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+
+import mnas
 
 
 class ModularMil4(nn.Module):
@@ -72,3 +75,68 @@ class SplitModel:
                 for entries, tensor, _ in atoms:
                     flat[entries] = tensor
                 self.module.get_parameter(name).copy_(flat.view_as(self.module.get_parameter(name)))
+
+
+class NaiveMil9(nn.Module):
+    """`mil9` with three convolutions a block, of which a depth uses the first ones, and statistics for each depth."""
+
+    def __init__(self, channels):
+        super().__init__()
+        c0, c1 = channels
+        self.stem = nn.Sequential(nn.Conv2d(1, c0, 3, padding=1, bias=False), nn.BatchNorm2d(c0), nn.ReLU())
+        self.first = self.block(c0)
+        self.middle = nn.Sequential(nn.Conv2d(c0, c1, 3, 2, padding=1, bias=False), nn.BatchNorm2d(c1), nn.ReLU())
+        self.second = self.block(c1)
+        self.head = nn.Linear(c1, 10)
+
+    @staticmethod
+    def block(width):
+        shallow = [
+            nn.ModuleList([nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(n)]) for n in (1, 2, 3)
+        ]
+        block = nn.Module()
+        block.convs = shallow[-1]  # the space makes the shallow ones, too; the deepest gives the start
+        block.weight = nn.ParameterList([nn.Parameter(torch.ones(width)) for _ in range(3)])
+        block.bias = nn.ParameterList([nn.Parameter(torch.zeros(width)) for _ in range(3)])
+        block.mean = [[torch.zeros(width) for _ in range(depth)] for depth in (1, 2, 3)]
+        block.var = [[torch.ones(width) for _ in range(depth)] for depth in (1, 2, 3)]
+        return block
+
+    def run(self, block, x, depth):
+        for layer in range(depth + 1):
+            statistics = block.mean[depth][layer], block.var[depth][layer]
+            affine = block.weight[layer], block.bias[layer]
+            x = F.relu(F.batch_norm(block.convs[layer](x), *statistics, *affine, training=self.training))
+        return x
+
+    def forward(self, x, path):
+        x = self.run(self.first, self.stem(x), path[0])
+        x = self.run(self.second, self.middle(x), path[1])
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class NaiveChoices(nn.Module):
+    """Any space whose model is a sequence, with one module per candidate: each `Choice` becomes a ModuleList."""
+
+    def __init__(self, space, net):
+        super().__init__()
+        self.parts = nn.ModuleList()
+        for number, part in enumerate(net.model):
+            if hasattr(part, "candidates"):
+                position = [i for i, p in enumerate(net.model) if hasattr(p, "candidates")].index(number)
+                base = [0] * len(space.choices)
+                paths = [[*base[:position], index, *base[position + 1 :]] for index in range(len(part))]
+                self.parts.append(nn.ModuleList([mnas.export(net, path)[number] for path in paths]))
+            else:
+                self.parts.append(copy.deepcopy(part))
+
+    def forward(self, x, path):
+        indices = iter(path)
+        for part in self.parts:
+            x = (part[next(indices)] if isinstance(part, nn.ModuleList) else part)(x)
+        return x
+
+    def used(self, path):
+        indices = iter(path)
+        chosen = [part[next(indices)] if isinstance(part, nn.ModuleList) else part for part in self.parts]
+        return [tensor for part in chosen for tensor in [*part.parameters(), *part.buffers()]]

@@ -164,6 +164,7 @@ def test_library_imports_follow_the_data_flow():
         "places",
         "partition",
         "optim",
+        "merge",
         "choice",
         "space",
         "spaces",
