@@ -7,6 +7,7 @@ from mnas.evaluate import evaluate
 from mnas.export import export, standalone
 from mnas.gradient_mask import GradientMask
 from mnas.optim import MaskedOptimizer
+from mnas.recalibrate import recalibrate
 from mnas.sampler import FairSampler, UniformSampler
 from mnas.space import SearchSpace
 from mnas.supernet import Supernet
@@ -22,6 +23,7 @@ __all__ = [
     "cost",
     "evaluate",
     "export",
+    "recalibrate",
     "spaces",
     "standalone",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import textwrap
 
 import torch
@@ -43,17 +44,20 @@ def standalone(space: SearchSpace, path: Path) -> nn.Module:
 def source(model: nn.Module, title: str, notes: str = "") -> str:
     """Python source of a module made of torch.nn layers in (nested) nn.Sequential: a class `Net` and a `load`.
 
+    Subclasses of nn.Sequential that only have another forward, as a residual block, are written out as they are.
     Raises ValueError for a layer of another class, whose constructor cannot be read off the module.
     """
-    layers = textwrap.indent(_layers(model), " " * 12)
+    own: dict[str, type] = {}
+    layers = textwrap.indent(_layers(model, own), " " * 12)
+    classes = "".join(f"\n\n{textwrap.dedent(inspect.getsource(kind))}" for kind in own.values())
     header = f"{title}\n\n{notes}".strip()
     return f'''"""{header}"""
 
 from pathlib import Path
 
 import torch
-from torch import nn
-
+from torch import {"Tensor, nn" if own else "nn"}
+{classes}
 
 class Net(nn.Sequential):
     def __init__(self):
@@ -69,15 +73,25 @@ def load(weights=Path(__file__).with_name("weights.pt")):
 '''
 
 
-def _layers(model: nn.Module) -> str:
+def _layers(model: nn.Module, own: dict[str, type]) -> str:
+    """The constructor arguments of a sequence, a line or block each. own: collects classes that torch does not have."""
     lines = []
-    children = model.children() if type(model) is nn.Sequential else [model]
+    children = model.children() if isinstance(model, nn.Sequential) else [model]
     for child in children:
-        if type(child) is nn.Sequential:
-            lines.append(f"nn.Sequential(\n{textwrap.indent(_layers(child), '    ')}),\n")
-        elif type(child).__module__.startswith("torch.nn.modules.") and not list(child.children()):
+        kind = type(child)
+        if kind is nn.Sequential or _is_plain_sequence(kind):
+            name = "nn.Sequential" if kind is nn.Sequential else kind.__name__
+            if name == kind.__name__ and own.setdefault(name, kind) is not kind:
+                raise ValueError(f"cannot write the source of two classes named {name}; rename one")
+            lines.append(f"{name}(\n{textwrap.indent(_layers(child, own), '    ')}),\n")
+        elif kind.__module__.startswith("torch.nn.modules.") and not list(child.children()):
             # The one-line representation of torch's own leaf layers is their constructor call.
             lines.append(f"nn.{child!r},\n")
         else:
-            raise ValueError(f"cannot write the source of {type(child).__name__}; use mnas.export and your own class")
+            raise ValueError(f"cannot write the source of {kind.__name__}; use mnas.export and your own class")
     return "".join(lines)
+
+
+def _is_plain_sequence(kind: type) -> bool:
+    """A subclass of nn.Sequential that is made like one, so that its source and its layers say everything."""
+    return kind.__bases__ == (nn.Sequential,) and kind.__init__ is nn.Sequential.__init__

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import nn
 
-from mnas.choice import Choice
+from mnas.choice import Choice, substitute
 
 Path = tuple[int, ...]
 """One candidate index per choice, in the order in which the model registers its choices."""
@@ -37,6 +37,34 @@ class SearchSpace:
         self.choices: tuple[tuple[str, ...], ...] = tuple(choice.names for choice in choices_of(model))
         if not self.choices:
             raise ValueError(f"space {name!r} has no Choice; put one where candidates are to be compared")
+        self._try_candidates(model)
+
+    @torch.no_grad()
+    def _try_candidates(self, model: nn.Module) -> None:
+        """Run every candidate once, the other choices at their first. Raises ValueError for one that does not fit."""
+        model.eval()
+        choices = choices_of(model)
+        first, x = [0] * len(choices), torch.zeros(2, *self.input_shape)
+        expected: torch.Size | None = None
+        for position, choice in enumerate(choices):
+            for index, candidate in enumerate(choice.names):
+                path = [*first[:position], index, *first[position + 1 :]]
+                chosen = {c: c.candidate(i) for c, i in zip(choices, path, strict=True)}
+                where = f"space {self.name!r}: candidate {candidate!r} of choice {position} does not fit"
+                shape = "x".join(map(str, self.input_shape))
+                try:
+                    output = substitute(model, chosen)(x)
+                except Exception as error:  # whatever torch, or the user's own layers, raise
+                    raise ValueError(
+                        f"{where} into the network for inputs of {shape} ({' '.join(str(error).split())}); make its "
+                        "output the size that the next layer takes, or say input_shape=(C, H, W)"
+                    ) from error
+                expected = expected or output.shape
+                if output.shape != expected:
+                    raise ValueError(
+                        f"{where}: with it the output is {tuple(output.shape)}, with the others {tuple(expected)}; "
+                        "make them equal"
+                    )
 
     @property
     def size(self) -> int:
@@ -66,11 +94,13 @@ class SearchSpace:
         parts = arch.split("-")
         if len(parts) == len(self.choices) and all(p in names for p, names in zip(parts, self.choices, strict=True)):
             return tuple(names.index(p) for p, names in zip(parts, self.choices, strict=True))
+        raise ValueError(f"architecture {arch!r} is not in space {self.name}; expected {self.describe()}")
+
+    def describe(self) -> str:
+        """What an architecture's name can be, in a few words."""
         if self.size <= 16:
-            valid = "one of " + ", ".join(map(self.format, self.paths()))
-        else:
-            valid = f"{len(self.choices)} names joined by '-': {self._pattern()}"
-        raise ValueError(f"architecture {arch!r} is not in space {self.name}; expected {valid}")
+            return "one of " + ", ".join(map(self.format, self.paths()))
+        return f"{len(self.choices)} names joined by '-': {self._pattern()}"
 
     def check(self, path: Sequence[int]) -> Path:
         """The path as a tuple. Raises ValueError unless it has one valid index per choice."""
@@ -82,6 +112,12 @@ class SearchSpace:
                     f"path {path!r} has {index!r} at position {position}; expected an index below {len(names)}: {names}"
                 )
         return tuple(path)
+
+    def check_pictures(self, images: torch.Tensor, name: str) -> None:
+        """Raise ValueError unless pictures (N, C, H, W) of the data set `name` are what the networks take."""
+        if tuple(images.shape[1:]) != self.input_shape:
+            ours, theirs = ("x".join(map(str, shape)) for shape in (self.input_shape, images.shape[1:]))
+            raise ValueError(f"space {self.name} takes pictures of {ours}, {name} has {theirs}; change one of them")
 
     def _pattern(self) -> str:
         return " - ".join("|".join(names) for names in self.choices)

@@ -16,9 +16,13 @@ from mnas.data import Split
 from mnas.evaluate import evaluate
 from mnas.export import export, standalone
 from mnas.optim import MaskedOptimizer
+from mnas.recalibrate import recalibrate
 from mnas.sampler import SAMPLERS, FixedSampler, Sampler
 from mnas.space import Path, SearchSpace
 from mnas.supernet import Supernet
+
+WATCHED = 16  # networks of a larger space that are validated and tested: as many, drawn by the seed
+BN_IMAGES = 2_000  # the first training images, for recalibrated statistics
 
 
 @dataclass(frozen=True)
@@ -170,15 +174,23 @@ def supernet_trainer(
     seed: int,
     execution: str = "sliced",
     sampler: str = "uniform",
+    bn: str = "stored",
 ) -> Trainer:
-    """Single-path one-shot training: a path is sampled for each step, and only what it uses is updated."""
+    """Single-path one-shot training: a path is sampled for each step, and only what it uses is updated.
+
+    bn: the running statistics that networks are scored with, "stored" in the supernet or "recalibrate"d for each.
+    """
     init_seed, sampler_seed, shuffle_seed = _seeds(seed)
     torch.manual_seed(init_seed)
     net = Supernet(space, execution)
     optimizer = MaskedOptimizer(torch.optim.SGD, net, **_options(recipe))
 
+    watched = list(space.paths()) if space.size <= WATCHED else _draw(space, WATCHED, sampler_seed)
+
     def networks() -> Iterator[tuple[str, nn.Module]]:
-        return ((space.format(path), export(net, path)) for path in space.paths())
+        for path in watched:
+            network = export(net, path)
+            yield space.format(path), recalibrate(network, train.images[:BN_IMAGES]) if bn == "recalibrate" else network
 
     paths = SAMPLERS[sampler](space, sampler_seed)
     return Trainer(space, net, optimizer, paths, net, networks, train, validation, recipe, shuffle_seed)
@@ -201,6 +213,15 @@ def scratch_trainer(
 
     sampler = FixedSampler(path)
     return Trainer(space, network, optimizer, sampler, forward, networks, train, validation, recipe, shuffle_seed)
+
+
+def _draw(space: SearchSpace, number: int, seed: int) -> list[Path]:
+    """So many different paths, in order."""
+    generator = torch.Generator().manual_seed(seed)
+    paths: set[Path] = set()
+    while len(paths) < number:
+        paths.add(space.sample(generator))
+    return sorted(paths)
 
 
 def _seeds(seed: int) -> list[int]:

@@ -227,7 +227,7 @@ UNMASKABLE = {
 @pytest.mark.parametrize("case", UNMASKABLE)
 def test_masked_execution_is_refused_where_padding_does_not_compute_the_candidate(case):
     candidates, message = UNMASKABLE[case]
-    space = mnas.SearchSpace(lambda: nn.Sequential(mnas.Choice(candidates)))
+    space = mnas.SearchSpace(lambda: nn.Sequential(mnas.Choice(candidates), nn.AdaptiveAvgPool2d(1)))
     mnas.Supernet(space)
     with pytest.raises(ValueError, match=re.escape(message)):
         mnas.Supernet(space, execution="masked")

@@ -85,6 +85,21 @@ def test_exported_source_computes_the_same_where_mnas_cannot_be_imported(small, 
         subprocess.run([sys.executable, "-c", script], cwd=folder, check=True, timeout=120)
 
 
+def test_source_of_residual_blocks_computes_the_same():
+    space = mnas.spaces.nb_macro()
+    net = mnas.Supernet(space).eval()
+    exported = mnas.export(net, (1, 2, 0, 1, 0, 2, 1, 0))
+    text = source(exported, "NAS-Bench-Macro.")
+    assert "mnas" not in text
+    assert text.count("class Residual(nn.Sequential)") == 1
+    namespace = {"__file__": "model.py", "__name__": "model"}
+    exec(text, namespace)
+    rebuilt = namespace["Net"]()
+    rebuilt.load_state_dict(exported.state_dict())
+    x = torch.randn(2, *space.input_shape)
+    assert torch.equal(rebuilt.eval()(x), exported(x))
+
+
 def test_source_covers_nested_sequences_and_refuses_unknown_classes():
     model = nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3, stride=2, bias=False), nn.BatchNorm2d(2)), nn.Flatten())
     namespace = {"__file__": "model.py", "__name__": "model"}

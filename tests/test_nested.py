@@ -128,7 +128,11 @@ DISPARATE = {
 
 
 def space_of(make, **options):
-    return mnas.SearchSpace(lambda: nn.Sequential(mnas.Choice(make(), nested=True, **options)), input_shape=(4, 6, 6))
+    """The choice alone, its output brought to one size."""
+    return mnas.SearchSpace(
+        lambda: nn.Sequential(mnas.Choice(make(), nested=True, **options), nn.Flatten(), nn.AdaptiveAvgPool1d(8)),
+        input_shape=(4, 6, 6),
+    )
 
 
 @pytest.mark.parametrize("case", DISPARATE)

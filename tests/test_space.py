@@ -117,3 +117,36 @@ def test_fair_sampling_uses_every_candidate_equally(counts, seed, skipped):
     resumed = mnas.FairSampler(space, seed + 1)
     resumed.load_state_dict(state)
     assert [next(sampler) for _ in range(10)] == [next(resumed) for _ in range(10)]
+
+
+UNFIT = {
+    "widths": (
+        lambda: nn.Sequential(
+            mnas.Choice({"w4": nn.Conv2d(1, 4, 3, padding=1), "w6": nn.Conv2d(1, 6, 3, padding=1)}), nn.Conv2d(4, 2, 3)
+        ),
+        "candidate 'w6' of choice 0 does not fit into the network for inputs of 1x28x28",
+    ),
+    "even kernel": (
+        lambda: nn.Sequential(
+            mnas.Choice({"k3": nn.Conv2d(1, 2, 3, padding=1), "k4": nn.Conv2d(1, 2, 4, padding=2)}),
+            nn.Flatten(),
+            nn.Linear(2 * 28 * 28, 3),
+        ),
+        "candidate 'k4' of choice 0 does not fit",
+    ),
+    "outputs": (
+        lambda: nn.Sequential(nn.Flatten(), mnas.Choice({"a": nn.Linear(784, 10), "b": nn.Linear(784, 9)})),
+        "with it the output is (2, 9), with the others (2, 10); make them equal",
+    ),
+    "input shape": (
+        lambda: nn.Sequential(mnas.Choice({"a": nn.Conv2d(3, 4, 3)})),
+        "or say input_shape=(C, H, W)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_candidates_that_do_not_fit_are_named_at_construction(case):
+    build, message = UNFIT[case]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mnas.SearchSpace(build)

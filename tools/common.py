@@ -91,6 +91,17 @@ def for_training(split: Split) -> Split:
     return type(split)(split.images.contiguous(memory_format=torch.channels_last), split.labels)
 
 
+def list_spaces() -> str:
+    """The named spaces, as `--space help` shows them."""
+    from mnas import spaces
+
+    lines = []
+    for name, make in spaces.SPACES.items():
+        shape = "x".join(map(str, make().input_shape))
+        lines.append(f"{name:12} {make().size:>6,} networks on {shape}: {' '.join(make.__doc__.split())}")
+    return "\n".join(lines)
+
+
 def load_data(dataset: str, root: Path, limit_train: int | None = None, limit_test: int | None = None) -> Data:
     from mnas import data
 

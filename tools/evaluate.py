@@ -24,6 +24,8 @@ class Options:
     "The network, as conv3x3-conv5x5; all; or random: one drawn by --seed."
     split: Literal["test", "validation"] = "test"
     "Make selections on validation; read test once, for the result."
+    bn: Literal["recalibrate", "stored"] | None = None
+    "Running statistics: of 2,000 training images for each network, or as stored. [default: as the run had it]"
     seed: Seed = 0
     "For --arch random."
     data_root: Path = Path("data")
@@ -51,17 +53,22 @@ def main(options: Options) -> None:
     from tabulate import tabulate
     from tqdm import tqdm
 
-    from mnas import cost, evaluate
+    from mnas import cost, evaluate, recalibrate
     from mnas.checkpoint import write_atomically
+    from mnas.train import BN_IMAGES
 
     common.configure_runtime(options.threads or common.default_threads())
     run = common.open_run(options.checkpoint)
     archs = run.archs(options.arch, options.seed)
+    bn = options.bn or run.config.get("bn", "stored")
     data = common.load_data(run.config["dataset"], options.data_root)
     split = (data.test if options.split == "test" else data.validation).first(options.limit_test)
     rows = []
     for arch in tqdm(archs, unit="net", disable=None):
-        score = evaluate(run.network(arch), split.images, split.labels)
+        network = run.network(arch)
+        if bn == "recalibrate":
+            network = recalibrate(network, data.train.images[:BN_IMAGES])
+        score = evaluate(network, split.images, split.labels)
         price = cost(run.space, run.space.parse(arch))
         rows.append(
             {"arch": arch, f"{options.split}_top1": score.top1, f"{options.split}_loss": score.loss, **price._asdict()}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mnas.data import Data
     from mnas.train import Trainer
 
-SUPERNET_ONLY = ("execution", "sampler")
+SUPERNET_ONLY = ("execution", "sampler", "bn")
 
 
 @Parameter(name="*")
@@ -38,7 +38,7 @@ class Options:
     mode: Literal["supernet", "scratch"] | None = None
     "What to train: all networks of the space in one supernet, or single networks from random weights. [required]"
     space: str | None = None
-    "Search space. [default: mil4]"
+    "Search space; help lists them. [default: mil4]"
     arch: str | None = None
     "scratch: the network, as conv3x3-conv5x5; all: each in turn; random: one drawn by --seed."
     dataset: str | None = None
@@ -57,6 +57,8 @@ class Options:
     "supernet: paths at random, or every candidate equally often. [default: uniform]"
     execution: Literal["sliced", "masked"] | None = None
     "supernet: compute the active region only, or the enclosing operation on W * mask. [default: sliced]"
+    bn: Literal["recalibrate", "stored"] | None = None
+    "supernet: score networks with statistics of their own (2,000 training images) or stored. [default: recalibrate]"
     limit_train: Count | None = None
     "Use only the first N training images."
     limit_test: Count | None = None
@@ -77,6 +79,9 @@ app = App(help=__doc__, help_format="plaintext", version_flags=())
 @app.default
 def main(options: Options | None = None) -> None:
     options = options or Options()
+    if options.space == "help":
+        print(common.list_spaces())
+        return
     given = {k: v for k, v in asdict(options).items() if v is not None}
     for key in ("data_root", "out", "resume", "checkpoint_every"):
         given.pop(key, None)
@@ -98,14 +103,17 @@ def main(options: Options | None = None) -> None:
     else:
         directory = RunDirectory(options.out or _free(_default_out(config)))
 
+    from mnas import spaces
+
     common.configure_runtime(config["threads"])
     if directory.finished:
         print(f"{directory.path} is finished")
         _report(directory.summary(), directory.path)
         return
     data = common.load_data(config["dataset"], options.data_root, config["limit_train"], config["limit_test"])
-    if not options.resume:
-        with common.user_input():
+    with common.user_input():
+        spaces.get(config["space"]).check_pictures(data.train.images, config["dataset"])
+        if not options.resume:
             directory.create(config)
     _train(directory, config, data, options.checkpoint_every)
 
@@ -114,7 +122,7 @@ def _defaults(options: Options) -> dict[str, Any]:
     shared = {"space": "mil4", "dataset": "mnist", "batch_size": 128, "lr": 0.08, "seed": 0}
     limits = {"limit_train": None, "limit_test": None, "threads": common.default_threads()}
     if options.mode == "supernet":
-        return {**shared, **limits, "epochs": 4, "sampler": "uniform", "execution": "sliced"}
+        return {**shared, **limits, "epochs": 4, "sampler": "uniform", "execution": "sliced", "bn": "recalibrate"}
     return {**shared, **limits, "epochs": 2, "arch": None}
 
 
@@ -133,8 +141,7 @@ def _resolve(config: dict[str, Any]) -> dict[str, Any]:
     with common.user_input():
         space = spaces.get(config["space"])
         if scratch and config["arch"] is None:
-            names = ", ".join(map(space.format, space.paths()))
-            raise Failure(f"--arch is missing; expected all, random or one of {names}", status=2)
+            raise Failure(f"--arch is missing; expected all, random or {space.describe()}", status=2)
         if scratch and config["arch"] == "random":
             config["arch"] = space.format(space.sample(torch.Generator().manual_seed(config["seed"])))
         elif scratch and config["arch"] != "all":
@@ -176,9 +183,8 @@ def _train(directory: RunDirectory, config: dict[str, Any], data: Data, checkpoi
         f"training, {len(data.validation)} validation, {len(data.test)} test images; run directory {directory.path}"
     )
     if config["mode"] == "supernet":
-        trainer = supernet_trainer(
-            space, data.train, data.validation, recipe, config["seed"], config["execution"], config["sampler"]
-        )
+        options = {key: config[key] for key in SUPERNET_ONLY if key in config}
+        trainer = supernet_trainer(space, data.train, data.validation, recipe, config["seed"], **options)
         summary = _run(directory, config, trainer, data, "supernet", checkpoint_every)
     elif config["arch"] != "all":
         path = space.parse(config["arch"])

@@ -1,0 +1,52 @@
+"""Statistics of normalisation layers, computed anew for one network."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from mnas.export import compact
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, images: Tensor, batch_size: int = 500) -> nn.Module:
+    """A copy of a network whose running statistics are the pooled mean and variance of its own activations.
+
+    The statistics that a supernet gathers in training mix those of many paths; a sampled network needs its own (Wu and
+    Johnson, 2021, "Rethinking Batch in BatchNorm", section 3.2; Yu et al., ECCV 2020, section 3). images (N, C, H, W):
+    training images; they pass through in batches in train mode, and every layer's mean and unbiased variance are taken
+    over all of them at once, in float64. The model itself, which may be a path of a supernet, is not changed.
+    """
+    twin = compact(model)
+    layers = [m for m in twin.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+    if not layers:
+        return twin
+    modes = {module: module.training for module in twin.modules()}
+    sums = {layer: torch.zeros(3, layer.num_features, dtype=torch.float64) for layer in layers}
+    handles = [layer.register_forward_pre_hook(partial(_add, sums)) for layer in layers]
+    momenta = {layer: layer.momentum for layer in layers}
+    for layer in layers:
+        layer.momentum = 0.0  # the running statistics are set below, once
+    twin.train()
+    for x in images.split(batch_size):
+        twin(x)
+    for handle in handles:
+        handle.remove()
+    for layer, (count, total, squares) in sums.items():
+        mean = total / count
+        layer.momentum = momenta[layer]
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_((squares - count * mean.square()) / (count - 1))
+    for module, training in modes.items():
+        module.training = training
+    return twin
+
+
+def _add(sums: dict[nn.Module, Tensor], layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Count, sum and sum of squares of a layer's input, a number for each channel (dimension 1)."""
+    x = inputs[0].transpose(0, 1).flatten(1).double()
+    sums[layer] += torch.stack([torch.full_like(x[:, 0], x.shape[1]), x.sum(1), x.square().sum(1)])
