@@ -253,6 +253,9 @@ class ActiveSet:
         if grad.is_sparse:
             raise ValueError("a masked parameter got a sparse gradient; make its layer with sparse=False")
         self._follow_gradient()
+        if not (self.regions or self.masks or self.records):
+            self._release()  # the masks are gone, and the gradient that they cut
+            return grad
         masks = frozenset(self.masks)
         self._arriving = frozenset(masks | {r} for r in reached) if self.regions else frozenset({masks})
         # While `embedded` is held, autograd adds other contributions to a copy of it; hooks may change it in place.

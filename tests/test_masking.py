@@ -287,3 +287,43 @@ def test_copied_supernets_follow_their_own_passes(small):
         assert ActiveSet.of(choice.weight).regions == choice.owned["weight"]
     F.cross_entropy(net(x, (0, 0)), y).backward()
     assert len(ActiveSet.of(net._choices[0].weight).records) == 1
+
+
+def test_a_penalty_in_a_later_pass_reaches_what_an_earlier_pass_made_active():
+    net = three()
+    weight = net._choices[0].weight
+    net(X, (0,)).sum().backward()
+    (net(X, (1,)).sum() + weight.square().sum()).backward()
+    first, second, third = net._choices[0].owned["weight"]
+    assert third.view(weight.grad).eq(0).all()
+    assert second.view(weight.grad).ne(0).all()
+    plain = three()
+    plain(X, (0,)).sum().backward()
+    alone = first.view(plain._choices[0].weight.grad)
+    torch.testing.assert_close(first.view(weight.grad), alone + 2 * first.view(weight.detach()))
+
+
+def test_a_gradient_in_another_layout_is_cut_as_well():
+    mask = Mask(torch.tensor([[True, False, True], [False, False, True]]))
+    grad = torch.ones(2, 3)
+    for layout in (grad, grad.T.contiguous().T, torch.ones(2, 5)[:, :3], torch.ones(1).expand(2, 3), grad.double()):
+        assert torch.equal(mask.keep(layout) != 0, mask.entries)
+
+
+def test_nothing_is_left_of_a_mask_after_the_next_pass():
+    net = layer()
+    with mnas.GradientMask(net, ROWS):
+        net(X).sum().backward()
+    assert ActiveSet.of(net.weight) is not None  # its cut holds until the gradient is reset
+    net.zero_grad()
+    net(X).sum().backward()
+    assert ActiveSet.of(net.weight) is None
+    assert not net.weight._backward_hooks
+    assert net.weight.grad.ne(0).all()
+
+
+def test_passes_leave_no_notes_behind():
+    net = three()
+    for path in ((0,), (1,), (0,)):
+        net(X, path).sum().backward()
+    assert not ActiveSet.of(net._choices[0].weight)._reached

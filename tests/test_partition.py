@@ -1,12 +1,16 @@
 """Pieces of parameters: odd layouts under fused kernels, masks that change all the time, tensors of odd sizes."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
 import mnas
+from mnas.partition import Partition
+from mnas.places import place_of
 
 
 def restrided(form, layer):
@@ -98,3 +102,180 @@ def test_scalars_empty_tensors_and_parameters_without_gradient(optimizer_class):
     assert torch.equal(module.scale, stock_module.scale)
     assert optimizer.dense_state(module.scale).keys() == stock.state[stock_module.scale].keys()
     assert torch.equal(module.unused, torch.ones(2))
+
+
+def pattern(kind):
+    """Masks of a 16x24 weight that make each kind of place."""
+    mask = torch.zeros(16, 24, dtype=torch.bool)
+    if kind == "run":
+        mask[:7] = True
+    elif kind == "box":
+        mask[:, :10] = True
+    elif kind == "blocks":
+        mask[[0, 1, 5, 9]] = True
+    else:
+        mask = torch.rand(16, 24, generator=torch.Generator().manual_seed(0)) < 0.4
+    return mask
+
+
+PATTERNS = ("run", "box", "blocks", "scattered")
+
+
+def trained(kind, act, fused=False, steps=6):
+    """A layer after some steps of Adam under a mask; act(layer, optimizer, number) happens before each of them."""
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 16, bias=False)
+    optimizer = mnas.MaskedOptimizer(torch.optim.AdamW, layer, lr=0.1, fused=fused)
+    mnas.GradientMask(layer, {"weight": pattern(kind)})
+    for number in range(steps):
+        act(layer, optimizer, number)
+        optimizer.zero_grad()
+        x = torch.randn(4, 24, generator=torch.Generator().manual_seed(number))
+        layer(x).square().mean().backward()
+        optimizer.step()
+    return layer, optimizer
+
+
+def nothing(*_):
+    pass
+
+
+@pytest.mark.parametrize("kind", PATTERNS)
+def test_weights_that_others_change_between_steps_are_the_ones_that_are_stepped(kind):
+    """Through .data, which leaves no trace in the version of the tensor."""
+    layer, _ = trained(kind, lambda layer, _, n: layer.weight.data.mul_(0.5) if n == 3 else None)
+    torch.manual_seed(0)
+    reference = nn.Linear(24, 16, bias=False)
+    part = nn.Parameter(reference.weight.detach()[pattern(kind)].clone())
+    stock = torch.optim.AdamW([part], lr=0.1)
+    for number in range(6):
+        if number == 3:
+            reference.weight.data.mul_(0.5)
+            part.data.mul_(0.5)
+        x = torch.randn(4, 24, generator=torch.Generator().manual_seed(number))
+        reference.weight.grad = None
+        reference(x).square().mean().backward()
+        part.grad = reference.weight.grad[pattern(kind)]
+        stock.step()
+        reference.weight.data[pattern(kind)] = part.detach()
+    assert torch.equal(layer.weight, reference.weight)
+
+
+def test_a_parameter_in_new_memory_is_found_there_with_its_state():
+    def move(layer, _, number):
+        if number == 3:
+            layer.weight.data = layer.weight.data.clone()
+
+    for kind in PATTERNS:
+        (stayed, one), (went, other) = trained(kind, nothing), trained(kind, move)
+        assert torch.equal(stayed.weight, went.weight)
+        states = one.dense_state(stayed.weight), other.dense_state(went.weight)
+        assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize("kind", PATTERNS)
+def test_a_parameter_that_becomes_double_goes_on(kind):
+    def widen(layer, optimizer, number):
+        if number == 3:
+            layer.double()
+            for state in optimizer.state.values():
+                state.update({k: v.double() for k, v in state.items() if v.ndim})
+
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 16, bias=False)
+    optimizer = mnas.MaskedOptimizer(torch.optim.AdamW, layer, lr=0.1)
+    mnas.GradientMask(layer, {"weight": pattern(kind)})
+    for number in range(6):
+        widen(layer, optimizer, number)
+        optimizer.zero_grad()
+        layer(torch.ones(4, 24, dtype=layer.weight.dtype)).square().mean().backward()
+        before = layer.weight.detach().clone()
+        optimizer.step()
+        assert torch.equal(layer.weight.ne(before), pattern(kind))
+    assert optimizer.dense_state(layer.weight)["step"].max() == 6
+
+
+@pytest.mark.parametrize("kind", PATTERNS)
+def test_fused_switched_on_later_meets_no_view_with_gaps(kind):
+    def switch(_, optimizer, number):
+        optimizer.param_groups[0]["fused"] = number >= 3
+
+    torch.testing.assert_close(trained(kind, switch)[0].weight, trained(kind, nothing)[0].weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", PATTERNS)
+def test_no_gradient_is_kept_alive(kind):
+    layer, _ = trained(kind, nothing)
+    gone = weakref.ref(layer.weight.grad.untyped_storage())
+    layer.weight.grad = None
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_memory_between_the_entries_of_a_parameter_belongs_to_others(fused):
+    room = torch.ones(6, 20)
+    layer = nn.Linear(12, 6, bias=False)
+    layer.weight = nn.Parameter(room[:, :12])
+    optimizer = mnas.MaskedOptimizer(torch.optim.AdamW, layer, lr=0.1, weight_decay=0.1, fused=fused)
+    for mask in (True, (torch.arange(6) < 3)[:, None], torch.rand(6, 12) < 0.5, True):
+        with mnas.GradientMask(layer, {"weight": mask}):
+            optimizer.zero_grad()
+            layer(torch.randn(4, 12)).square().mean().backward()
+            optimizer.step()
+    assert room[:, 12:].eq(1).all()
+    assert room[:, :12].ne(1).all()
+
+
+def test_masks_that_return_need_no_new_partition(monkeypatch):
+    calls = []
+    refine = Partition._refine
+    monkeypatch.setattr(Partition, "_refine", lambda *args, **options: calls.append(1) or refine(*args, **options))
+    layer = nn.Linear(24, 16, bias=False)
+    optimizer = mnas.MaskedOptimizer(torch.optim.SGD, layer, lr=0.1, momentum=0.9)
+    for number in range(40):
+        with mnas.GradientMask(layer, {"weight": pattern(PATTERNS[number % 4])}):
+            optimizer.zero_grad()
+            layer(torch.ones(4, 24)).sum().backward()
+            optimizer.step()
+    assert len(calls) <= 8
+
+
+def test_what_was_never_active_costs_no_index_and_pieces_are_in_the_order_of_memory():
+    layer, optimizer = trained("scattered", nothing)
+    (partition,) = optimizer._partitions.values()
+    assert [piece.place is None for piece in partition.pieces].count(True) == 1
+    with mnas.GradientMask(layer, {"weight": pattern("box")}):
+        layer(torch.ones(4, 24)).sum().backward()
+        optimizer.step()
+    pieces = optimizer.state_dict()["state"][0]["pieces"]
+    firsts = [int(place_of(piece).positions()[0]) for piece in pieces]
+    assert firsts == sorted(firsts)
+    dense = optimizer.dense_state(layer.weight)
+    dense["exp_avg"].zero_()
+    assert optimizer.dense_state(layer.weight)["exp_avg"].ne(0).any()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_state_moves_to_a_module_in_another_memory_format(fused):
+    torch.manual_seed(0)
+    nets = [nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)]
+    optimizers = [mnas.MaskedOptimizer(torch.optim.Adam, net, lr=0.1, fused=fused) for net in nets]
+    mask = torch.rand(6, 4, 3, 3) < 0.5
+    masks = [mnas.GradientMask(net, {"weight": mask}) for net in nets]
+    grads = [torch.randn(6, 4, 3, 3) for _ in range(4)]
+
+    def step(number, grad):
+        nets[number].weight.grad = grad.clone()
+        optimizers[number].step()
+
+    for grad in grads[:2]:
+        step(0, grad)
+    nets[1].load_state_dict(nets[0].state_dict())
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    for grad in grads[2:]:
+        step(0, grad)
+        step(1, grad)
+    torch.testing.assert_close(nets[0].weight, nets[1].weight, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(nets[0].weight, nn.Conv2d(4, 6, 3).weight)
+    assert all(mask.module for mask in masks)
