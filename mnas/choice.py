@@ -61,7 +61,8 @@ class Choice(nn.Module):
         apart = tuple(separate) if nested else ("*",)
         self._parameter_names = self._merge(candidates, nn.Module.named_parameters, apart)
         self._buffer_names = self._merge(candidates, nn.Module.named_buffers, apart)
-        self.candidates = nn.ModuleDict({name: _skeleton(module) for name, module in candidates.items()})
+        # No submodules: they hold no tensors, and what walks over modules or loads state is to pass them by.
+        self.candidates = {name: _skeleton(module) for name, module in candidates.items()}
         self._watch()
 
     def _merge(
@@ -89,6 +90,11 @@ class Choice(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._watch()  # a copied or unpickled parameter has no hooks
+
+    def train(self, mode: bool = True) -> Choice:
+        for candidate in self.candidates.values():
+            candidate.train(mode)
+        return super().train(mode)
 
     def _watch(self) -> None:
         """Follow the backward passes from the beginning, so that hooks of others run after ours."""

@@ -153,7 +153,7 @@ class Partition:
                 if key not in dense:
                     dense[key] = torch.zeros(self.layout.span, dtype=_dtype(value), device=piece.values.device)
                 dense[key][piece.place.positions().to(piece.values.device)] = _flat(value)
-        return {key: self.layout.box(flat).clone() for key, flat in dense.items()}
+        return {key: self.layout.box(flat) for key, flat in dense.items()}
 
     def state_dict(self) -> State:
         """{"pieces": [...]}; or the state of the parameter as a whole, as stock torch has it, if that is what it is."""

@@ -149,6 +149,18 @@ def test_state_dict_round_trip(small):
     assert torch.equal(net(x, (0, 1)), other(x, (0, 1)))
 
 
+def test_a_state_without_its_metadata_loads_too():
+    """As a plain dict, into candidates with BatchNorm, which torch would fill up with counters of batches."""
+    net, other = (mnas.Supernet(mnas.spaces.mil9(channels=(4, 6))) for _ in range(2))
+    randomise(net)
+    other.load_state_dict({name: tensor.clone() for name, tensor in net.state_dict().items()})
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), other.state_dict().values(), strict=True))
+    other.eval()
+    assert not any(module.training for module in other.subnet((1, 2)).modules())
+    other.train()
+    assert all(module.training for module in other.subnet((1, 2)).modules())
+
+
 def test_functional_call_uses_the_tensors_it_is_given(small):
     net, other = mnas.Supernet(small), mnas.Supernet(small)
     randomise(other)

@@ -7,6 +7,8 @@ import pytest
 from conftest import ROOT, rows, tool
 from test_tools import in_process
 
+import mnas
+
 RESULTS = ROOT / "results" / "freezing"
 TABLES = ("drift", "cost", "memory")
 
@@ -64,6 +66,17 @@ def test_the_page_says_what_the_rows_say():
         assert text == getattr(freezing, f"{name}_table")(measured)
         config = json.loads((RESULTS / f"{name}-config.json").read_text())
         assert not config["quick"]
+
+
+def test_the_page_of_spaces_says_what_its_rows_say():
+    import spaces
+
+    page = (ROOT / "docs" / "spaces.md").read_text()
+    (text,) = re.findall(rf"<!-- {spaces.PART} -->\n(.*?)\n<!-- end of", page, flags=re.DOTALL)
+    measured = rows(ROOT / "results" / "spaces" / "memory.jsonl")
+    assert text == spaces.table(measured)
+    now = list(spaces.measure(mnas.spaces.mil9(), 0))
+    assert now == [row for row in measured if row["space"] == "mil9"]
 
 
 def test_nothing_drifts_in_the_measured_rows():

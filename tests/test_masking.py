@@ -187,6 +187,16 @@ def test_a_hook_that_changes_the_gradient_in_place_stays_inside_the_region():
         assert moved(n, optimizer.step) == [False, True, False]
 
 
+def test_a_hook_that_came_before_ours_and_changes_the_gradient_in_place():
+    net = three()
+    (choice,) = net._choices
+    choice.weight = nn.Parameter(choice.weight.detach().clone())
+    choice.weight.register_hook(lambda grad: grad.add_(1.0))
+    net(X, (1,)).sum().backward()
+    for index, region in enumerate(choice.owned["weight"]):
+        assert bool(region.view(choice.weight.grad).ne(0).all()) == (index == 1)
+
+
 def test_batched_gradients():
     net = three()
     weight = net._choices[0].weight

@@ -10,7 +10,7 @@ from torch import nn
 
 import mnas
 from mnas.partition import Partition
-from mnas.places import place_of
+from mnas.places import Blocks, Box, Run, Scattered, place_of
 
 
 def restrided(form, layer):
@@ -227,6 +227,15 @@ def test_memory_between_the_entries_of_a_parameter_belongs_to_others(fused):
     assert room[:, :12].ne(1).all()
 
 
+@pytest.mark.parametrize(("kind", "place"), [*zip(PATTERNS, (Run, Box, Blocks, Scattered), strict=True)])
+def test_each_pattern_is_stepped_where_it_is_cheapest(kind, place):
+    for fused in (False, True):
+        _, optimizer = trained(kind, nothing, fused)
+        (partition,) = optimizer._partitions.values()
+        (active,) = [piece.place for piece in partition.pieces if piece.values is not None]
+        assert type(active) is place if not (fused and place is Box) else not active.is_view
+
+
 def test_masks_that_return_need_no_new_partition(monkeypatch):
     calls = []
     refine = Partition._refine
@@ -245,9 +254,11 @@ def test_what_was_never_active_costs_no_index_and_pieces_are_in_the_order_of_mem
     layer, optimizer = trained("scattered", nothing)
     (partition,) = optimizer._partitions.values()
     assert [piece.place is None for piece in partition.pieces].count(True) == 1
-    with mnas.GradientMask(layer, {"weight": pattern("box")}):
-        layer(torch.ones(4, 24)).sum().backward()
-        optimizer.step()
+    for kind in ("box", "blocks", "run"):
+        optimizer.zero_grad()
+        with mnas.GradientMask(layer, {"weight": pattern(kind)}):
+            layer(torch.ones(4, 24)).sum().backward()
+            optimizer.step()
     pieces = optimizer.state_dict()["state"][0]["pieces"]
     firsts = [int(place_of(piece).positions()[0]) for piece in pieces]
     assert firsts == sorted(firsts)

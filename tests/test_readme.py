@@ -22,14 +22,24 @@ def test_python_examples_run(capsys):
     assert f"# {capsys.readouterr().out.strip()}\n" in example
 
 
+def test_the_walk_through_a_new_space_runs_and_is_short(capsys):
+    page = (ROOT / "docs" / "new-space.md").read_text()
+    declaration, use = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len([line for line in declaration.splitlines() if line.strip()]) <= 30
+    exec(declaration + use, {"__name__": "example"})
+    assert f"# {capsys.readouterr().out.strip()}\n" in use
+
+
 def test_every_command_parses(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     import evaluate
     import export
     import freezing
+    import spaces
     import train
 
-    tools = {"train.py": train, "evaluate.py": evaluate, "export.py": export, "freezing.py": freezing}
+    tools = {"train.py": train, "evaluate.py": evaluate, "export.py": export}
+    tools |= {"freezing.py": freezing, "spaces.py": spaces}
     parsed = 0
     for line in BASH:
         for command in line.split("&&"):
@@ -52,7 +62,7 @@ def test_both_set_up_commands_make_their_environment_and_ci_runs_the_second():
 
 def test_files_in_the_map_exist():
     rows = re.findall(r"^\| (`[a-z/_.]+`(?:, `[a-z/_.]+`)*) \|", README, flags=re.MULTILINE)
-    assert len(rows) == 15
+    assert len(rows) == 18
     for row in rows:
         first, *others = re.findall(r"`([a-z/_.]+)`", row)
         for name in (first, *(f"{first.rpartition('/')[0]}/{other}" for other in others)):

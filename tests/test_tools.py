@@ -13,6 +13,8 @@ import pytest
 import torch
 from conftest import ROOT, rows, tool
 
+import mnas
+
 ARCHS = ["conv3x3-conv3x3", "conv3x3-conv5x5", "conv5x5-conv3x3", "conv5x5-conv5x5"]
 QUICK = ("--limit-train", 2000, "--limit-test", 500, "--batch-size", 50, "--epochs", 2)
 
@@ -52,6 +54,11 @@ BAD = {
     "option": (["--mode", "supernet", "--epoch", 3], "Unknown option: --epoch. Did you mean --epochs?"),
     "space": (["--mode", "supernet", "--space", "mil5"], "'mil5' is unknown; expected one of mil4"),
     "dataset": (["--mode", "supernet", "--dataset", "cifar"], "'cifar' is unknown; expected one of mnist"),
+    "pictures": (
+        ["--mode", "supernet", "--space", "nb_macro"],
+        "nb_macro takes pictures of 3x32x32, mnist has 1x28x28",
+    ),
+    "bn of a net": (["--mode", "scratch", "--arch", "all", "--bn", "stored"], "--bn stored is for --mode supernet"),
     "missing arch": (["--mode", "scratch"], "--arch is missing; expected all, random or one of conv3x3-conv3x3"),
     "unknown arch": (["--mode", "scratch", "--arch", "conv7x7-conv3x3"], "'conv7x7-conv3x3' is not in space mil4"),
     "short arch": (["--mode", "scratch", "--arch", "conv3x3"], "expected one of conv3x3-conv3x3, conv3x3-conv5x5"),
@@ -80,6 +87,34 @@ def test_bad_input_is_one_line_and_status_2(case, monkeypatch, capsys):
     assert error.count("\n") == 1
 
 
+def test_space_help_lists_the_spaces(monkeypatch, capsys):
+    status, out, _ = in_process(monkeypatch, capsys, "train", "--space", "help")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == list(mnas.spaces.SPACES)
+    assert "6,561 networks on 3x32x32: NAS-Bench-Macro" in out
+
+
+def test_a_space_with_normalisation_is_scored_with_statistics_of_its_own(tmp_path, monkeypatch, capsys):
+    """Recalibrated in the summary and in tools/evaluate.py alike; stored ones give other numbers."""
+    run = tmp_path / "run"
+    options = ("--limit-train", 1000, "--limit-test", 300, "--epochs", 1, "--out", run)
+    assert in_process(monkeypatch, capsys, "train", "--mode", "supernet", "--space", "mil9", *options)[0] == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert [path["arch"] for path in summary["paths"]] == [f"d{a}-d{b}" for a in (1, 2, 3) for b in (1, 2, 3)]
+    scores = {}
+    for bn in ("recalibrate", "stored"):
+        out = tmp_path / f"{bn}.jsonl"
+        arguments = ("--checkpoint", run, "--bn", bn, "--limit-test", 300, "--out", out)
+        assert in_process(monkeypatch, capsys, "evaluate", *arguments)[0] == 0
+        scores[bn] = [row["test_loss"] for row in rows(out)]
+    config = json.loads((run / "config.json").read_text())
+    assert config["bn"] == "recalibrate"
+    assert scores["stored"] != scores["recalibrate"]
+    out = tmp_path / "default.jsonl"
+    assert in_process(monkeypatch, capsys, "evaluate", "--checkpoint", run, "--limit-test", 300, "--out", out)[0] == 0
+    assert [row["test_loss"] for row in rows(out)] == scores["recalibrate"]
+
+
 def test_bad_input_in_a_real_process_leaves_nothing(tmp_path):
     for arguments in (["--mode", "scratch", "--arch", "nope"], ["--mode", "supernet", "--dataset", "cifar"]):
         done = tool("train", *arguments, cwd=tmp_path)
@@ -90,13 +125,13 @@ def test_bad_input_in_a_real_process_leaves_nothing(tmp_path):
 
 
 def test_help_needs_no_torch():
-    for name in ("train", "evaluate", "export", "freezing"):
+    for name in ("train", "evaluate", "export", "freezing", "spaces"):
         script = (
             f"import sys, runpy; sys.modules['torch'] = sys.modules['mnas'] = None; sys.argv = ['{name}.py', '--help'];"
             f"sys.path.insert(0, 'tools'); runpy.run_path('tools/{name}.py', run_name='__main__')"
         )
         done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-        assert ("--only" if name == "freezing" else "--arch") in done.stdout
+        assert {"freezing": "--only", "spaces": "--page"}.get(name, "--arch") in done.stdout
 
 
 def test_run_directory_follows_the_contract(supernet):

@@ -97,8 +97,9 @@ def list_spaces() -> str:
 
     lines = []
     for name, make in spaces.SPACES.items():
-        shape = "x".join(map(str, make().input_shape))
-        lines.append(f"{name:12} {make().size:>6,} networks on {shape}: {' '.join(make.__doc__.split())}")
+        space, (about, *_) = make(), make.__doc__.split("\n\n")
+        shape = "x".join(map(str, space.input_shape))
+        lines.append(f"{name:12} {space.size:>6,} networks on {shape}: {' '.join(about.split())}")
     return "\n".join(lines)
 
 
@@ -183,6 +184,34 @@ def open_run(path: Path) -> FinishedRun:
         if not {"mode", "space", "dataset"} <= set(config) or not isinstance(state.get("weights"), dict):
             raise Failure(f"{directory.path} is not the directory of a run", status=2)
         return FinishedRun(directory, config, spaces.get(config["space"]), state["weights"])
+
+
+def _marks(part: str) -> tuple[str, str]:
+    return f"<!-- {part} -->\n", f"<!-- end of {part} -->"
+
+
+def check_page(page: Path, parts: tuple[str, ...]) -> None:
+    """Before anything is measured: the page can take the tables of these parts."""
+    if not page.is_file():
+        raise Failure(f"--page {page} is no file; expected one with marks, as docs/freezing.md", status=2)
+    text = page.read_text()
+    for part in parts:
+        begin, end = _marks(part)
+        if begin not in text or end not in text:
+            raise Failure(f"--page {page} lacks the marks {begin.strip()} and {end}; restore them", status=2)
+
+
+def replaced(page: str, part: str, text: str) -> str:
+    """The page with a new table between the marks of a part."""
+    begin, end = _marks(part)
+    before, rest = page.split(begin, 1)
+    return f"{before}{begin}{text}\n{end}{rest.split(end, 1)[1]}"
+
+
+def markdown(body: list[list[str]], headers: list[str]) -> str:
+    from tabulate import tabulate
+
+    return tabulate(body, headers, tablefmt="github", disable_numparse=True)
 
 
 def default_threads() -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import common
-from common import Count, Failure, Seed
+from common import Count, Seed
 from cyclopts import App, Parameter
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def main(options: Options | None = None) -> None:
     options = options or Options()
     parts = (options.only,) if options.only else PARTS
     if not options.quick:
-        _check_page(options.page, parts)
+        common.check_page(options.page, parts)
 
     import json
 
@@ -96,27 +96,7 @@ def main(options: Options | None = None) -> None:
         print(f"\n{part}\n{text}")
         if not options.quick:
             with common.writing(options.page):
-                write_atomically(options.page, _replaced(options.page.read_text(), part, text))
-
-
-def _marks(part: str) -> tuple[str, str]:
-    return f"<!-- {part} -->\n", f"<!-- end of {part} -->"
-
-
-def _check_page(page: Path, parts: tuple[str, ...]) -> None:
-    if not page.is_file():
-        raise Failure(f"--page {page} is no file; expected a page with the marks of docs/freezing.md", status=2)
-    text = page.read_text()
-    for part in parts:
-        begin, end = _marks(part)
-        if begin not in text or end not in text:
-            raise Failure(f"--page {page} lacks the marks {begin.strip()} and {end}; restore them", status=2)
-
-
-def _replaced(page: str, part: str, text: str) -> str:
-    begin, end = _marks(part)
-    before, rest = page.split(begin, 1)
-    return f"{before}{begin}{text}\n{end}{rest.split(end, 1)[1]}"
+                write_atomically(options.page, common.replaced(options.page.read_text(), part, text))
 
 
 def drift(quick: bool, seed: int) -> Iterator[Row]:
@@ -186,7 +166,7 @@ def drift_table(rows: list[Row]) -> str:
     columns = [(0, "hook"), (10, "hook"), (0, "mnas"), (10, "mnas")]
     body = [[_title(name), *(cell(name, *column) for column in columns)] for name in DRIFTING]
     headers = ["optimizer", "hook, from step 1", "hook, after 10 steps", "mnas, from step 1", "mnas, after 10 steps"]
-    return _markdown(body, headers)
+    return common.markdown(body, headers)
 
 
 def _title(name: str) -> str:
@@ -323,7 +303,7 @@ def cost_table(rows: list[Row]) -> str:
     headers = ["active entries"]
     for title in COSTING:
         headers += [f"{title}: training step", "optimizer alone"]
-    return _markdown(body, headers)
+    return common.markdown(body, headers)
 
 
 def memory(quick: bool, seed: int) -> Iterator[Row]:
@@ -362,13 +342,7 @@ def memory_table(rows: list[Row]) -> str:
         [r["kind"], f"{100 * r['share']:g} %", *(f"{r[k] / 1e6:.2f}" for k in ("state_bytes", "index_bytes"))]
         for r in sorted(rows, key=lambda r: r["kind"])
     ]
-    return _markdown(body, ["active", "share", "state, MB", "index, MB"])
-
-
-def _markdown(body: list[list[str]], headers: list[str]) -> str:
-    from tabulate import tabulate
-
-    return tabulate(body, headers, tablefmt="github", disable_numparse=True)
+    return common.markdown(body, ["active", "share", "state, MB", "index, MB"])
 
 
 if __name__ == "__main__":

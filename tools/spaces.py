@@ -1,0 +1,107 @@
+"""What the supernets of the named spaces hold in memory; brings the table of docs/spaces.md up to date.
+
+    python tools/spaces.py            a few seconds
+
+Bytes of weights, and of gradients and Adam's state after one step on one path and after steps on ten, beside what the
+largest network needs alone. Rows go to OUT/memory.jsonl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import common
+from common import Seed
+from cyclopts import App, Parameter
+
+if TYPE_CHECKING:
+    from mnas import SearchSpace
+
+PART = "memory of spaces"
+PATHS = (1, 10)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    out: Path = Path("results/spaces")
+    "Directory for the rows."
+    page: Path = Path("docs/spaces.md")
+    "The page whose table is rewritten."
+    seed: Seed = 0
+    "Decides which paths are stepped."
+
+
+app = App(help=__doc__, help_format="plaintext", version_flags=())
+
+
+@app.default
+def main(options: Options | None = None) -> None:
+    options = options or Options()
+    common.check_page(options.page, (PART,))
+
+    import json
+
+    from mnas import spaces
+    from mnas.checkpoint import environment, write_atomically, write_json
+
+    rows = [row for make in spaces.SPACES.values() for row in measure(make(), options.seed)]
+    with common.writing(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(options.out / "memory.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_json(options.out / "memory-config.json", {"seed": options.seed, "environment": environment()})
+    print(table(rows))
+    with common.writing(options.page):
+        write_atomically(options.page, common.replaced(options.page.read_text(), PART, table(rows)))
+
+
+def measure(space: SearchSpace, seed: int) -> Iterator[dict[str, Any]]:
+    """A row for each number of paths: bytes after as many steps of Adam, each on a path of its own."""
+    import torch
+
+    import mnas
+
+    net = mnas.Supernet(space)
+    optimizer = mnas.MaskedOptimizer(torch.optim.Adam, net)
+    largest = max(mnas.cost(space, path).params for path in space.paths())
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, *space.input_shape, generator=generator)
+    for number in range(1, max(PATHS) + 1):
+        path = space.sample(generator)
+        optimizer.zero_grad()
+        net(x, path).square().mean().backward()
+        optimizer.step()
+        if number in PATHS:
+            gradients = [p.grad for p in net.parameters() if p.grad is not None]
+            state = [value for of_piece in optimizer.state.values() for value in of_piece.values()]
+            yield {
+                "space": space.name,
+                "networks": len(space),
+                "steps": number,
+                "weight_bytes": _bytes(net.parameters()),
+                "gradient_bytes": _bytes(gradients),
+                "state_bytes": _bytes(state),
+                "largest_network_bytes": 4 * largest,
+            }
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    body = []
+    for name in dict.fromkeys(row["space"] for row in rows):
+        one, ten = (next(r for r in rows if (r["space"], r["steps"]) == (name, steps)) for steps in PATHS)
+        sizes = [one["largest_network_bytes"], one["weight_bytes"], one["gradient_bytes"]]
+        sizes += [one["state_bytes"], ten["state_bytes"]]
+        body.append([name, f"{one['networks']:,}", *(f"{size / 1e6:.2f}" for size in sizes)])
+    headers = ["space", "networks", "largest network, MB", "supernet, MB", "gradients, MB", "Adam, 1 path", "10 paths"]
+    return common.markdown(body, headers)
+
+
+if __name__ == "__main__":
+    common.run(app)
