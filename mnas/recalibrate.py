@@ -28,9 +28,6 @@ def recalibrate(model: nn.Module, images: Tensor, batch_size: int = 500) -> nn.M
     modes = {module: module.training for module in twin.modules()}
     sums = {layer: torch.zeros(3, layer.num_features, dtype=torch.float64) for layer in layers}
     handles = [layer.register_forward_pre_hook(partial(_add, sums)) for layer in layers]
-    momenta = {layer: layer.momentum for layer in layers}
-    for layer in layers:
-        layer.momentum = 0.0  # the running statistics are set below, once
     twin.train()
     for x in images.split(batch_size):
         twin(x)
@@ -38,7 +35,6 @@ def recalibrate(model: nn.Module, images: Tensor, batch_size: int = 500) -> nn.M
         handle.remove()
     for layer, (count, total, squares) in sums.items():
         mean = total / count
-        layer.momentum = momenta[layer]
         layer.running_mean.copy_(mean)
         layer.running_var.copy_((squares - count * mean.square()) / (count - 1))
     for module, training in modes.items():

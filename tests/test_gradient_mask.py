@@ -374,3 +374,16 @@ def test_masks_that_are_gone_hold_no_memory_for_speed():
     assert selector._bits
     mask.remove()
     assert not selector._bits
+
+
+def test_statistics_are_put_back_also_if_another_hook_fails():
+    net = small_net()
+
+    def fail(*_):
+        raise RuntimeError("on purpose")
+
+    net[1].register_forward_hook(fail)
+    mnas.GradientMask(net, {"1.*": False}, statistics=True)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        loss_of(net)
+    assert net[1].running_mean.eq(0).all()

@@ -180,6 +180,7 @@ def test_what_a_path_does_not_reach_does_not_move(case):
             parameter, region = choice.get_parameter(key), choice.regions[key][path[0]]
             reached = torch.zeros_like(then, dtype=torch.bool) if region is None else region.mask(then)
             assert torch.equal(parameter[~reached], then[~reached])
+            assert parameter.grad is None or parameter.grad[~reached].eq(0).all()
             assert region is None or parameter[reached].ne(then[reached]).any()
             for name, value in optimizer.dense_state(parameter).items():
                 old = states[key].get(name, torch.zeros_like(value))
@@ -198,6 +199,8 @@ def test_regions_are_centres_prefixes_and_strides():
     assert torch.equal(choice.candidate(0).weight, taps[:, :, 1:4, 1:4])
     assert torch.equal(choice.candidate(1).weight, taps[:, :, ::2, ::2])
     assert torch.equal(choice.candidate(2).weight, taps)
+    spread = {f"k{k}": nn.Conv2d(1, 1, k, dilation=2) for k in (3, 5)}
+    assert mnas.Choice(spread, nested=True).weight.shape == (25,)  # every tap of this canvas is somebody's
     wide = mnas.Choice({"a": nn.Linear(2, 3), "b": nn.Linear(4, 5)}, nested=True)
     assert torch.equal(wide.candidate(0).weight, wide.candidate(1).weight[:3, :2])
     assert torch.equal(wide.candidate(0).bias, wide.candidate(1).bias[:3])
