@@ -209,7 +209,14 @@ class Tied(nn.Module):
         self.b.weight = self.a.weight
 
 
+class Clash(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.names = nn.Parameter(torch.zeros(2))
+
+
 BAD = {
+    "name of ours": (lambda: {"a": Clash()}, "'names' of a candidate is already a name in Choice; rename"),
     "no candidates": (dict, "no candidates"),
     "dash in name": (lambda: {"conv-3": nn.Identity()}, "'conv-3' must be letters"),
     "empty name": (lambda: {"": nn.Identity()}, "'' must be letters"),

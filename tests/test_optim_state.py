@@ -286,3 +286,19 @@ def test_torch_distributed_checkpoints_take_the_state_as_it_is():
     train(net, optimizers[0], 2)
     saved = get_optimizer_state_dict(net, optimizers[0])
     assert set(saved["state"]) == {"0.weight", "0.bias", "2.weight"}
+
+
+def test_a_whole_state_replaces_one_in_pieces():
+    nets = linear(), linear()
+    optimizers = [mnas.MaskedOptimizer(torch.optim.Adam, net, lr=0.1) for net in nets]
+    with mnas.GradientMask(nets[0], IRREGULAR):
+        train(nets[0], optimizers[0], 3)
+    train(nets[1], optimizers[1], 2)
+    nets[0].load_state_dict(nets[1].state_dict())
+    optimizers[0].load_state_dict(copy.deepcopy(optimizers[1].state_dict()))
+    for ours, theirs in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        states = optimizers[0].dense_state(ours), optimizers[1].dense_state(theirs)
+        assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        train(net, optimizer, 2, first=2)
+    assert torch.equal(weights(nets[0]), weights(nets[1]))

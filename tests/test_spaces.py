@@ -96,6 +96,19 @@ def test_costs_of_models_that_are_no_sequences():
     assert mnas.cost(shared, (0,)) == (20, 32)
 
 
+def test_costs_where_a_choice_changes_the_size_of_the_next_ones_input():
+    space = mnas.SearchSpace(
+        lambda: nn.Sequential(
+            mnas.Choice({f"s{s}": nn.Conv2d(1, 2, 3, stride=s, padding=1) for s in (1, 2)}),
+            mnas.Choice({f"k{k}": nn.Conv2d(2, 2, k, padding=k // 2) for k in (1, 3)}),
+            nn.AdaptiveAvgPool2d(1),
+        ),
+        input_shape=(1, 8, 8),
+    )
+    macs = [mnas.cost(space, path).macs for path in space.paths()]
+    assert macs == [64 * (18 + 4), 64 * (18 + 36), 16 * (18 + 4), 16 * (18 + 36)]
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_mil9_equals_layers_that_depths_share(name):
     space = mnas.spaces.mil9(channels=(4, 6))
