@@ -186,7 +186,7 @@ class ActiveSet:
 
     def clear(self) -> None:
         """Forget what was active; for callers that reset the gradient to zeros instead of None."""
-        self.records = self._arriving = frozenset()
+        self.records = frozenset()
         self._reached.clear()
         self._release()
 
@@ -217,8 +217,8 @@ class ActiveSet:
             handle.remove()
         self._handles = []
         parameter = self._parameter()
-        if parameter is not None and ActiveSet.of(parameter) is self:
-            del _ACTIVE_SETS[id(parameter)]
+        if parameter is not None:
+            _ACTIVE_SETS.pop(id(parameter), None)
 
     def _follow_gradient(self) -> None:
         """Bring the records in line with the gradient that is there, whoever put it there."""
@@ -247,12 +247,12 @@ class ActiveSet:
 
     def _cut(self, grad: Tensor | None) -> Tensor | None:
         reached, embedded, version = self._reached.pop(torch._C._current_graph_task_id(), (set(), None, 0))
+        self._follow_gradient()
         if grad is None:
             self._arriving = frozenset()
             return None
         if grad.is_sparse:
             raise ValueError("a masked parameter got a sparse gradient; make its layer with sparse=False")
-        self._follow_gradient()
         if not (self.regions or self.masks or self.records):
             self._release()  # the masks are gone, and the gradient that they cut
             return grad
@@ -267,7 +267,7 @@ class ActiveSet:
         return grad
 
     def _commit(self, parameter: Tensor) -> None:
-        if self._handles and parameter.grad is not None:
+        if parameter.grad is not None:
             self.records |= self._arriving
             self._note_gradient(parameter.grad)
 

@@ -150,9 +150,11 @@ class Partition:
         dense: State = {}
         for piece in self._with_state():
             for key, value in self.inner.state[piece.values].items():
-                if key not in dense:
-                    dense[key] = torch.zeros(self.layout.span, dtype=_dtype(value), device=piece.values.device)
-                dense[key][piece.place.positions().to(piece.values.device)] = _flat(value)
+                dtype = _dtype(value) if key not in dense else torch.promote_types(dense[key].dtype, _dtype(value))
+                room = torch.zeros(self.layout.span, dtype=dtype, device=piece.values.device)
+                dense[key] = dense[key].to(dtype) if key in dense else room
+                where = piece.place.positions().to(piece.values.device)
+                dense[key][where] = _flat(value).to(dtype) if torch.is_tensor(value) else value
         return {key: self.layout.box(flat) for key, flat in dense.items()}
 
     def state_dict(self) -> State:
@@ -178,10 +180,11 @@ class Partition:
                 layout, state = Layout(torch.Size(parts["size"]), tuple(parts["stride"])), parts["state"]
                 where = place_of(parts)
                 positions = where.positions()
-                seen = torch.zeros(layout.span, dtype=torch.bool) if seen is None else seen
+                if seen is None:
+                    first, seen = layout, torch.zeros(layout.span, dtype=torch.bool)
                 lengths = {len(positions), *(value.numel() for value in state.values() if _per_entry(value))}
                 sound = len(lengths) == 1 and (positions.diff() > 0).all() and not seen[positions].any()
-                sound = sound and positions[0] >= 0 and layout.span == len(seen) and len(layout.stride) == len(size)
+                sound = sound and positions[0] >= 0 and layout == first
                 seen[positions] = True
             except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
                 raise ValueError(f"a piece of an optimizer's state is damaged ({error!r}); restore it") from error

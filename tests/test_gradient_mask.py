@@ -387,3 +387,31 @@ def test_statistics_are_put_back_also_if_another_hook_fails():
     with pytest.raises(RuntimeError, match="on purpose"):
         loss_of(net)
     assert net[1].running_mean.eq(0).all()
+
+
+def test_a_norm_layer_is_known_by_each_of_its_names():
+    norm = nn.BatchNorm1d(4)
+    for key in ("0", "1"):
+        net = nn.Sequential(norm, norm)
+        mask = mnas.GradientMask(net, {}, statistics={key: False})
+        net(torch.randn(8, 4) + 1)
+        assert norm.running_mean.eq(0).all()
+        mask.remove()
+
+
+def test_a_pass_that_fails_before_the_layer_brings_no_old_statistics_back():
+    net = small_net()
+    failing = []
+
+    def fail(*_):
+        if failing:
+            raise RuntimeError("on purpose")
+
+    net[1].register_forward_pre_hook(fail)
+    mnas.GradientMask(net, {"1.*": False}, statistics=True)
+    loss_of(net)
+    failing.append(True)
+    nn.init.constant_(net[1].running_mean, 5.0)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        loss_of(net)
+    assert net[1].running_mean.eq(5).all()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import mnas
-from mnas.masking import ActiveSet, Mask
+from mnas.masking import ActiveSet, Mask, Region
 
 ROWS = {"weight": torch.tensor([True, False, True])[:, None]}
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
@@ -337,3 +337,135 @@ def test_passes_leave_no_notes_behind():
     for path in ((0,), (1,), (0,)):
         net(X, path).sum().backward()
     assert not ActiveSet.of(net._choices[0].weight)._reached
+
+
+def test_a_pass_that_delivers_no_gradient_does_not_undo_a_reset():
+    for net in (layer(), three()):
+        plain = isinstance(net, nn.Linear)
+        weight = net.weight if plain else net._choices[0].weight
+        if plain:
+            mnas.GradientMask(net, ROWS)
+        optimizer = sgd(net)
+        (net(X) if plain else net(X, (1,))).sum().backward()
+        optimizer.step()
+        weight.grad.zero_()
+        Nothing.apply(X, weight.view(-1, 4)).sum().backward()
+        assert moved(net, optimizer.step) == [False] * 3
+
+
+def test_nor_does_it_undo_a_gradient_set_by_hand():
+    net = layer()
+    mnas.GradientMask(net, ROWS)
+    optimizer = sgd(net)
+    net.weight.grad = torch.ones(3, 4)
+    Nothing.apply(X, net.weight).sum().backward()
+    assert moved(net, optimizer.step) == [True, False, True]
+
+
+def test_a_gradient_is_embedded_in_zeros_also_between_rows():
+    torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
+    try:
+        region = Region(1, (2, 3), (5, 1))
+        flat = region.embed(torch.ones(2, 3), 12)
+        assert torch.equal(flat, region.mask(flat).float())
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_masks_of_the_same_hash_are_not_equal():
+    a, b = Mask(torch.tensor([True, False])), Mask(torch.tensor([False, True]))
+    b._hash = a._hash
+    assert a != b
+
+
+def test_a_pickled_mask_is_hashed_anew():
+    entries = torch.tensor([True, False])
+    mask = Mask(entries)
+    mask._hash = 0  # another process hashes bytes in another way
+    assert hash(pickle.loads(pickle.dumps(mask))) == hash(Mask(entries))
+
+
+def test_a_module_that_changes_its_precision_stays_masked():
+    net = layer()
+    mnas.GradientMask(net, ROWS)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        net.to(dtype).zero_grad()
+        net(X.to(dtype)).sum().backward()
+        assert net.weight.grad.ne(0).any(1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("reset", ["optimizer", "net"])
+def test_a_reset_in_the_middle_of_a_pass(reset):
+    """What was delivered before it is forgotten, as in separate tensors; the pass goes on."""
+    net, middle = three(), nn.Linear(4, 4)
+    optimizer = sgd([*net.parameters(), *middle.parameters()])
+    middle.weight.register_post_accumulate_grad_hook(lambda _: {"optimizer": optimizer, "net": net}[reset].zero_grad())
+    net(middle(net(X, (0,))), (1,)).square().sum().backward()
+    assert moved(net, optimizer.step) == [True, False, False]
+
+
+@pytest.mark.parametrize("reset", ["optimizer", "net", "nobody"])
+def test_gradients_that_are_computed_reset_and_set(reset):
+    """The usual order of those who use autograd.grad."""
+    net = three()
+    optimizer = sgd(net)
+    weight = net._choices[0].weight
+    for path in ((1,), (2,)):
+        (grad,) = torch.autograd.grad(net(X, path).square().sum(), weight)
+        {"optimizer": optimizer.zero_grad, "net": net.zero_grad, "nobody": lambda: None}[reset]()
+        weight.grad = grad
+        assert moved(net, optimizer.step) == [c == path[0] for c in range(3)]
+
+
+def test_a_mask_that_ends_after_a_reset_leaves_nothing():
+    net = layer()
+    with mnas.GradientMask(net, ROWS):
+        net(X).sum().backward()
+        net.zero_grad()
+    assert ActiveSet.of(net.weight) is None
+
+
+def test_a_gradient_replaced_after_a_pass_that_reached_nothing_keeps_its_records():
+    net = three()
+    optimizer = sgd(net)
+    weight = net._choices[0].weight
+    net(X, (1,)).sum().backward()
+    weight.square().sum().backward()
+    weight.grad = weight.grad + 1.0
+    assert moved(net, optimizer.step) == [False, True, False]
+
+
+def test_a_gradient_set_by_hand_and_zeroed_in_place_is_reset():
+    net = layer()
+    mnas.GradientMask(net, ROWS)
+    optimizer = sgd(net)
+    net.weight.grad = torch.ones(3, 4)
+    assert moved(net, optimizer.step) == [True, False, True]
+    net.weight.grad.zero_()
+    assert moved(net, optimizer.step) == [False] * 3
+
+
+def test_an_expanded_penalty_in_a_pass_of_its_own():
+    net = three()
+    (choice,) = net._choices
+    net(X, (1,)).sum().backward()
+    expected = choice.weight.grad + choice.owned["weight"][1].mask(choice.weight)
+    choice.weight.sum().backward()  # its gradient is one number, expanded
+    assert torch.equal(choice.weight.grad, expected)
+
+
+def test_masked_execution_without_gradients():
+    space = mnas.SearchSpace(lambda: nn.Sequential(mnas.Choice({n: nn.Linear(4, 4) for n in "ab"})), input_shape=(4,))
+    net = mnas.Supernet(space, "masked")
+    expected = net(X, (1,))
+    with torch.no_grad():
+        assert torch.equal(net(X, (1,)), expected)
+
+
+def test_a_copy_made_inside_a_block_ends_with_its_own_block():
+    mask = mnas.GradientMask(layer(), ROWS)
+    with mask:
+        twin = copy.deepcopy(mask)
+    with twin:
+        assert ActiveSet.of(twin.module.weight).masks
+    assert ActiveSet.of(twin.module.weight) is None

@@ -302,3 +302,46 @@ def test_a_whole_state_replaces_one_in_pieces():
     for net, optimizer in zip(nets, optimizers, strict=True):
         train(net, optimizer, 2, first=2)
     assert torch.equal(weights(nets[0]), weights(nets[1]))
+
+
+@pytest.mark.parametrize("stride", [[5, 1], [1, 5]])
+def test_pieces_of_different_layouts_are_refused(stride):
+    net = linear()
+    optimizer = mnas.MaskedOptimizer(torch.optim.Adam, net[0], lr=0.1)
+    for rows in (1, 2):
+        with mnas.GradientMask(net, {"0.weight": torch.arange(5)[:, None] < rows}):
+            net[0].weight.grad = torch.ones(5, 6)
+            optimizer.step()
+    state = optimizer.state_dict()
+    state["state"][0]["pieces"][1]["stride"] = stride
+    with pytest.raises(ValueError, match="damaged"):
+        optimizer.load_state_dict(state)
+
+
+class Eager(torch.optim.Optimizer):
+    """Makes all of its state at once, and by options of the group."""
+
+    def __init__(self, params, start=1.0):
+        super().__init__(params, {"start": start})
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p] = {"sum": torch.full_like(p, group["start"])}
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(self.state[p]["sum"])
+
+
+def test_state_that_is_made_at_once_is_made_for_new_pieces_and_groups():
+    net = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 2, bias=False))
+    optimizer = mnas.MaskedOptimizer(Eager, net[0], elementwise=True)
+    optimizer.add_param_group({"params": net[1].parameters(), "start": 2.0})
+    for _ in range(2):
+        optimizer.state.clear()
+        net(torch.ones(5, 4)).sum().backward()
+        optimizer.step()
+        assert [optimizer.dense_state(layer.weight)["sum"].max() for layer in net] == [1.0, 2.0]
+        rows = torch.tensor([True, False, True])[:, None]
+        mnas.GradientMask(net, {"0.weight": rows, "1.weight": rows[:2]})

@@ -6,9 +6,11 @@ import weakref
 
 import pytest
 import torch
+from test_masking import X, three
 from torch import nn
 
 import mnas
+from mnas import partition
 from mnas.partition import Partition
 from mnas.places import Blocks, Box, Run, Scattered, place_of
 
@@ -231,8 +233,8 @@ def test_memory_between_the_entries_of_a_parameter_belongs_to_others(fused):
 def test_each_pattern_is_stepped_where_it_is_cheapest(kind, place):
     for fused in (False, True):
         _, optimizer = trained(kind, nothing, fused)
-        (partition,) = optimizer._partitions.values()
-        (active,) = [piece.place for piece in partition.pieces if piece.values is not None]
+        (pieces_of,) = optimizer._partitions.values()
+        (active,) = [piece.place for piece in pieces_of.pieces if piece.values is not None]
         assert type(active) is place if not (fused and place is Box) else not active.is_view
 
 
@@ -252,8 +254,8 @@ def test_masks_that_return_need_no_new_partition(monkeypatch):
 
 def test_what_was_never_active_costs_no_index_and_pieces_are_in_the_order_of_memory():
     layer, optimizer = trained("scattered", nothing)
-    (partition,) = optimizer._partitions.values()
-    assert [piece.place is None for piece in partition.pieces].count(True) == 1
+    (pieces_of,) = optimizer._partitions.values()
+    assert [piece.place is None for piece in pieces_of.pieces].count(True) == 1
     for kind in ("box", "blocks", "run"):
         optimizer.zero_grad()
         with mnas.GradientMask(layer, {"weight": pattern(kind)}):
@@ -290,3 +292,70 @@ def test_a_state_moves_to_a_module_in_another_memory_format(fused):
     torch.testing.assert_close(nets[0].weight, nets[1].weight, rtol=1e-5, atol=1e-6)
     assert not torch.equal(nets[0].weight, nn.Conv2d(4, 6, 3).weight)
     assert all(mask.module for mask in masks)
+
+
+def test_states_of_different_precision_are_not_joined(monkeypatch):
+    """Joining them would lose the momentum of one. They are shown in the wider type."""
+    monkeypatch.setattr(partition, "MOST_PIECES", 4)
+    torch.manual_seed(0)
+    layer = nn.Linear(20, 20, bias=False)
+    optimizer = mnas.MaskedOptimizer(torch.optim.SGD, layer, lr=0.1, momentum=0.9)
+    expected, momentum = layer.weight.detach().double(), torch.zeros(20, 20, dtype=torch.float64)
+    for number in range(15):
+        if number == 2:
+            layer.double()
+        mask = torch.rand(20, 20) < 0.3
+        with mnas.GradientMask(layer, {"weight": mask}):
+            layer.weight.grad = grad = torch.randn_like(layer.weight)
+            optimizer.step()
+        momentum[mask] = 0.9 * momentum[mask] + grad[mask]
+        expected[mask] -= 0.1 * momentum[mask]
+    torch.testing.assert_close(layer.weight.detach(), expected, rtol=1e-5, atol=1e-6)
+    shown = optimizer.dense_state(layer.weight)["momentum_buffer"]
+    torch.testing.assert_close(shown, momentum, rtol=1e-5, atol=1e-6)
+
+
+def count_partitions(monkeypatch):
+    calls, refine = [], Partition._refine
+    monkeypatch.setattr(Partition, "_refine", lambda *a, **k: (calls.append(1), refine(*a, **k)))
+    return calls
+
+
+def test_masks_that_were_in_use_lately_need_no_new_partition(monkeypatch):
+    calls = count_partitions(monkeypatch)
+    monkeypatch.setattr(partition, "MOST_IDLE", 1)
+    layer = nn.Linear(4, 8, bias=False)
+    optimizer = mnas.MaskedOptimizer(torch.optim.SGD, layer, lr=0.1, momentum=0.9)
+    made = []
+    for rows in (2, 4, 6, 4, 2):
+        layer.weight.grad = None
+        with mnas.GradientMask(layer, {"weight": torch.arange(8)[:, None] < rows}):
+            layer(torch.ones(1, 4)).sum().backward()
+            optimizer.step()
+        made.append(len(calls))
+    assert made == [1, 2, 3, 3, 4]
+
+
+def test_new_candidates_need_no_new_partition_and_few_active_sets_are_remembered(monkeypatch):
+    calls = count_partitions(monkeypatch)
+    monkeypatch.setattr(partition, "MOST_FOUND", 2)
+    net = three()
+    optimizer = mnas.MaskedOptimizer(torch.optim.SGD, net, lr=0.1)
+    for path in (0, 1, 2, 0, 1):
+        optimizer.zero_grad()
+        net(X, (path,)).sum().backward()
+        optimizer.step()
+        assert len(optimizer._partitions[net._choices[0].weight]._found) <= 2
+    assert len(calls) == 1
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="torch before 2.10 has gradients of one type only")
+@pytest.mark.parametrize("kind", ["run", "box", "blocks", "scattered"])
+def test_gradients_of_another_type_than_a_masked_parameter(kind):
+    layer = nn.Linear(24, 16, bias=False).bfloat16()
+    nn.init.ones_(layer.weight)
+    mnas.GradientMask(layer, {"weight": pattern(kind)})
+    layer.weight.grad_dtype = torch.float32
+    layer.weight.grad = torch.ones(16, 24)
+    mnas.MaskedOptimizer(torch.optim.SGD, layer, lr=0.5).step()
+    assert torch.equal(layer.weight, 1.0 - 0.5 * pattern(kind).bfloat16())
