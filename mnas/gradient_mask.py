@@ -221,7 +221,7 @@ def _checked(key: str, value: MaskValue, name: str, tensor: Tensor) -> Mask | No
         raise ValueError(f"{given} is on {value.device}; move it to {tensor.device}")
     if value.ndim != tensor.ndim or any(m not in (1, n) for m, n in zip(value.shape, tensor.shape, strict=True)):
         raise ValueError(f"{given} has shape {tuple(value.shape)}; expected the same shape, or 1 in a dimension")
-    return Mask(value.expand(tensor.shape))
+    return Mask(value)
 
 
 def _kind(value: object) -> str:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mnas.places import WORDS
+
 
 class Region(NamedTuple):
     """A strided box inside a flat tensor: where one candidate's parameter lives in the merged one."""
@@ -43,13 +45,11 @@ class Region(NamedTuple):
         return mask
 
 
-_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
-
-
 class Mask:
     """The entries of a parameter that may train, equal to every other mask of the same content.
 
-    entries: boolean tensor of the parameter's shape, True = trainable; None: no entry trains. It is copied.
+    entries: boolean tensor of the parameter's shape, or with 1 in some dimensions, True = trainable; None: no entry
+    trains. It is copied.
     """
 
     def __init__(self, entries: Tensor | None) -> None:
@@ -76,7 +76,7 @@ class Mask:
         """Boolean tensor of the parameter's shape."""
         if self.entries is None:
             return torch.zeros_like(parameter, dtype=torch.bool)
-        return self.entries.to(parameter.device)
+        return self.entries.to(parameter.device).expand(parameter.shape)
 
     def keep(self, grad: Tensor) -> Tensor:
         """A copy of the gradient that is +0 outside the mask, even where it was NaN; differentiable.
@@ -85,7 +85,7 @@ class Mask:
         `masked_fill`, and unlike `grad * mask` right for NaN and infinity.
         """
         try:
-            word = _WORDS[grad.element_size()]
+            word = WORDS[grad.element_size()]
             bits_of_grad = grad.view(word)
         except (KeyError, RuntimeError):  # complex128, a conjugate, or a tensor that stands for a batch of them
             return torch.where(self.mask(grad), grad, 0)
@@ -95,7 +95,9 @@ class Mask:
             return torch.zeros_like(grad)
         key = grad.device, word, grad.stride()
         if key not in self._bits:
-            bits = torch.empty_like(grad, dtype=word).copy_(self.mask(grad))
+            # In the layout of the gradient, or as small as the mask was given: that much less memory is read.
+            like = grad if self.entries.shape == grad.shape else self.entries
+            bits = torch.empty_like(like, dtype=word, device=grad.device).copy_(self.entries)
             self._bits = {key: bits.neg_()}  # True becomes all ones; one layout is in use at a time
         return bits_of_grad.bitwise_and(self._bits[key]).view(grad.dtype)
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnas.places import Blocks, Box, Run, Scattered, place, place_of
+from mnas.places import LARGE, Blocks, Box, Run, Scattered, place, place_of
 
 
 def rows_of(width, rows):
@@ -81,3 +81,21 @@ def test_any_mask(mask, width, threads):
             check(index, place(index, contiguous=True), len(entries), dtype)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_tensors_are_written_to_the_bit(dtype):
+    """Also where nothing is selected: NaN with a payload, negative zero and infinities stay what they are."""
+    torch.manual_seed(0)
+    size = torch.empty(0, dtype=dtype).element_size()
+    words = {2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
+    bits = torch.randint(-(2**15), 2**15, (LARGE + 3,), dtype=words) << (8 * size - 16)
+    tensor = bits.clone().view(dtype)
+    index = (torch.rand(len(tensor)) < 0.5).nonzero().squeeze(1)
+    where = place(index, contiguous=True)
+    assert isinstance(where, Scattered)
+    values = where.read(tensor).clone()
+    where.write(tensor, torch.flip(values, [0]))
+    expected = bits.clone()
+    expected[index] = torch.flip(bits[index], [0])
+    assert torch.equal(tensor.view(words), expected)

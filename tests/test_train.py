@@ -159,9 +159,9 @@ def test_existing_directories_are_not_overwritten(tmp_path):
 def test_library_imports_follow_the_data_flow():
     """No cycles: each module imports only modules that come before it."""
     order = [
+        "places",
         "masking",
         "gradient_mask",
-        "places",
         "partition",
         "optim",
         "merge",
