@@ -167,6 +167,8 @@ class ActiveSet:
         active_set = ActiveSet.of(parameter)
         if active_set is None:
             active_set = _ACTIVE_SETS[id(parameter)] = ActiveSet(parameter, regions)
+            if not (parameter.is_floating_point() or parameter.is_complex()):
+                return active_set  # integers never have gradients
             trained = parameter.requires_grad
             parameter.requires_grad_(True)  # or it takes no hooks, and would be without them when it is thawed
             active_set._handles = [

@@ -285,6 +285,18 @@ def test_functional_call_uses_the_given_tensors_unmasked():
     assert net[4].weight.grad.eq(0).all()
 
 
+def test_integer_parameters_are_left_alone():
+    net = small_net()
+    net.codes = nn.Parameter(torch.arange(3), requires_grad=False)
+    mask = mnas.GradientMask(net, {"*": False})
+    optimizer = adam(net)
+    before = snapshot(net)
+    train(net, optimizer)
+    assert all(torch.equal(before[name], p) for name, p in net.named_parameters())
+    mask.remove()
+    assert all(ActiveSet.of(p) is None or p.grad is not None for p in net.parameters())
+
+
 def test_double_backward_through_the_mask():
     layer = nn.Linear(3, 1, bias=False).double()
     mask = torch.tensor([[True, False, True]])
