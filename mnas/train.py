@@ -27,13 +27,19 @@ BN_IMAGES = 2_000  # the first training images, for recalibrated statistics
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with Nesterov momentum under a one-cycle learning rate (Smith and Topin, 2019) that peaks at `lr`."""
+    """SGD with Nesterov momentum under a one-cycle learning rate (Smith and Topin, 2019) that peaks at `lr`.
+
+    precision: "fp32", or "bf16" for bfloat16 in the forward and backward pass with weights and loss in float32.
+    validate_every: epochs between validations; there is one after the last epoch in any case.
+    """
 
     epochs: int
     batch_size: int = 128
     lr: float = 0.08
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    precision: str = "fp32"
+    validate_every: int = 1
 
 
 class DivergedError(ArithmeticError):
@@ -62,6 +68,7 @@ class Trainer:
     ) -> None:
         self.space, self.module, self.optimizer, self.sampler = space, module, optimizer, sampler
         self.forward, self.networks, self.train, self.validation = forward, networks, train, validation
+        self.recipe = recipe
         self.batch_size = min(recipe.batch_size, len(train))
         self.steps_per_epoch = len(train) // self.batch_size  # the rest of an epoch's shuffle is left out
         self.total_steps = recipe.epochs * self.steps_per_epoch
@@ -73,9 +80,9 @@ class Trainer:
         self._shuffler = torch.Generator().manual_seed(shuffle_seed)
         self._epoch_start = self._shuffler.get_state()
         self._order = torch.empty(0, dtype=torch.int64)
-        self._loss_sums: dict[str, float] = {}  # of this epoch, by architecture
+        self._loss_sums: dict[str, float] = {}  # since the last validation, by architecture
         self._updates: dict[str, int] = {}  # since the start, by architecture
-        self._updates_before: dict[str, int] = {}  # those of earlier epochs
+        self._updates_before: dict[str, int] = {}  # those before the last validation
 
     @property
     def epoch(self) -> int:
@@ -87,7 +94,7 @@ class Trainer:
         return self.step == self.total_steps
 
     def advance(self) -> float:
-        """One optimizer step; at the end of an epoch also one row of metrics per network. Returns the loss.
+        """One optimizer step; when a validation is due also one row of metrics per network. Returns the loss.
 
         Raises DivergedError, before anything is changed, if the loss is not finite.
         """
@@ -98,7 +105,9 @@ class Trainer:
         path = next(self.sampler)
         self.module.train()
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.forward(self.train.images[batch], path), self.train.labels[batch])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            logits = self.forward(self.train.images[batch], path)
+        loss = F.cross_entropy(logits.float(), self.train.labels[batch])
         value = loss.item()
         arch = self.space.format(path)
         if not math.isfinite(value):
@@ -149,6 +158,8 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         self._epoch_start = self._shuffler.get_state()
+        if self.epoch % self.recipe.validate_every and not self.finished:
+            return
         for arch, network in self.networks():
             score = evaluate(network, self.validation.images, self.validation.labels)
             steps = self._updates.get(arch, 0) - self._updates_before.get(arch, 0)

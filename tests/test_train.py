@@ -1,7 +1,9 @@
 """The training loop and the run directory, in one process; real processes and kills are in test_tools.py."""
 
+import copy
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from conftest import ROOT
 import mnas
 from mnas.checkpoint import RunDirectory, RunError, write_atomically
 from mnas.data import Split
-from mnas.train import DivergedError, Recipe, scratch_trainer, supernet_trainer
+from mnas.sampler import UniformSampler
+from mnas.train import DivergedError, Recipe, _options, _seeds, scratch_trainer, supernet_trainer
 
 
 @pytest.fixture
@@ -18,8 +21,8 @@ def splits(mnist):
     return Split(mnist.train.images[:640], mnist.train.labels[:640]), mnist.validation.first(100)
 
 
-def make(kind, space, splits, seed=3, **options):
-    recipe = Recipe(epochs=3, batch_size=64, lr=0.05)
+def make(kind, space, splits, seed=3, recipe=None, **options):
+    recipe = recipe or Recipe(epochs=3, batch_size=64, lr=0.05)
     if kind == "scratch":
         return scratch_trainer(space, (1, 0), *splits, recipe, seed)
     return supernet_trainer(space, *splits, recipe, seed, sampler=kind, **options)
@@ -66,6 +69,41 @@ def test_rows_hold_every_network_after_every_epoch(small, splits):
     exported = mnas.export(trainer.module, (1, 1))
     score = mnas.evaluate(exported, *vars(splits[1]).values())
     assert (last["val_top1"], last["val_loss"]) == score
+
+
+def test_fewer_validations_train_the_same_weights(small, splits):
+    recipe = Recipe(epochs=3, batch_size=64, lr=0.05)
+    often, seldom = (make("uniform", small, splits, recipe=replace(recipe, validate_every=n)) for n in (1, 2))
+    assert finish(often) == finish(seldom)
+    assert equal(dict(often.module.state_dict()), dict(seldom.module.state_dict()))
+    assert [r["epoch"] for r in seldom.rows] == [2] * 4 + [3] * 4
+    for number in range(4):
+        first, second, row = often.rows[number], often.rows[4 + number], seldom.rows[number]
+        sums = first["train_loss"] * first["updates"] + second["train_loss"] * (second["updates"] - first["updates"])
+        assert row["train_loss"] == pytest.approx(sums / row["updates"])
+        assert (row["val_loss"], row["updates"]) == (second["val_loss"], second["updates"])
+
+
+@pytest.mark.parametrize("kind", ["uniform", "scratch"])
+def test_bf16_computes_in_bfloat16_and_keeps_weights_in_float32(kind, small, splits):
+    """The first step against the same one by hand: the exported path under autocast, stock SGD."""
+    recipe = Recipe(epochs=1, batch_size=64, lr=0.05, precision="bf16")
+    trainer = make(kind, small, splits, recipe=recipe)
+    path = (1, 0) if kind == "scratch" else next(UniformSampler(small, _seeds(3)[1]))
+    model = copy.deepcopy(trainer.module) if kind == "scratch" else mnas.export(trainer.module, path)
+    batch = torch.randperm(640, generator=torch.Generator().manual_seed(_seeds(3)[2]))[:64]
+    x, y = splits[0].images[batch], splits[0].labels[batch]
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(x)
+    loss = torch.nn.functional.cross_entropy(logits.float(), y)
+    loss.backward()
+    optimizer = torch.optim.SGD(model.parameters(), **{**_options(recipe), "lr": trainer.scheduler.get_last_lr()[0]})
+    optimizer.step()
+    assert trainer.advance() == loss.item()
+    assert loss.item() != make(kind, small, splits).advance()
+    trained = trainer.module if kind == "scratch" else mnas.export(trainer.module, path)
+    assert equal(dict(trained.state_dict()), dict(model.state_dict()))
+    assert {p.dtype for p in trainer.module.parameters()} == {torch.float32}
 
 
 def test_different_seeds_differ(small, splits):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mnas.train import Trainer
 
 SUPERNET_ONLY = ("execution", "sampler", "bn")
+RECIPE = ("epochs", "batch_size", "lr", "precision", "validate_every")
 
 
 @Parameter(name="*")
@@ -59,6 +60,10 @@ class Options:
     "supernet: compute the active region only, or the enclosing operation on W * mask. [default: sliced]"
     bn: Literal["recalibrate", "stored"] | None = None
     "supernet: score networks with statistics of their own (2,000 training images) or stored. [default: recalibrate]"
+    precision: Literal["fp32", "bf16"] | None = None
+    "Arithmetic of training; bf16 is faster on processors that have it. Scores are always fp32. [default: fp32]"
+    validate_every: Count | None = None
+    "Epochs between validations; a supernet validates every network. [default: 1]"
     limit_train: Count | None = None
     "Use only the first N training images."
     limit_test: Count | None = None
@@ -120,6 +125,7 @@ def main(options: Options | None = None) -> None:
 
 def _defaults(options: Options) -> dict[str, Any]:
     shared = {"space": "mil4", "dataset": "mnist", "batch_size": 128, "lr": 0.08, "seed": 0}
+    shared |= {"precision": "fp32", "validate_every": 1}
     limits = {"limit_train": None, "limit_test": None, "threads": common.default_threads()}
     if options.mode == "supernet":
         return {**shared, **limits, "epochs": 4, "sampler": "uniform", "execution": "sliced", "bn": "recalibrate"}
@@ -177,7 +183,7 @@ def _train(directory: RunDirectory, config: dict[str, Any], data: Data, checkpoi
     from mnas.train import Recipe, scratch_trainer, supernet_trainer
 
     space = spaces.get(config["space"])
-    recipe = Recipe(config["epochs"], config["batch_size"], config["lr"])
+    recipe = Recipe(**{key: config[key] for key in RECIPE if key in config})
     print(
         f"{config['mode']} of {space.name} ({space.size} architectures) on {config['dataset']}: {len(data.train)} "
         f"training, {len(data.validation)} validation, {len(data.test)} test images; run directory {directory.path}"
@@ -244,7 +250,7 @@ def _run(
                     for row in trainer.rows
                     if row["epoch"] == trainer.epoch
                 )
-                bar.write(f"epoch {trainer.epoch}  val top-1 %: {line}", file=sys.stdout)
+                bar.write(f"epoch {trainer.epoch}{'  val top-1 %: ' if line else ''}{line}", file=sys.stdout)
                 sys.stdout.flush()
             if at_epoch or trainer.step % checkpoint_every == 0 or interruption.signal:
                 save()
