@@ -28,8 +28,9 @@ STATISTICS = ("*running_mean", "*running_var", "*num_batches_tracked")
 class Choice(nn.Module):
     """One place in a network with several candidate operations: `Choice({"conv3x3": ..., "conv5x5": ...})`.
 
-    The candidates are ordinary modules. Their parameters and buffers are copied into merged ones, registered under
-    the same names (dots become slashes); what remains of a candidate is its skeleton, the module without storage.
+    The candidates are ordinary modules, in a dict or in (name, module) pairs. Their parameters and buffers are copied
+    into merged ones, registered under the same names (dots become slashes); what remains of a candidate is its
+    skeleton, the module without storage.
     Candidates must update buffers in place, as torch's own layers do.
 
     nested: candidates share entries, as in once-for-all networks (Cai et al., ICLR 2020, section 3): a 3x3 kernel is
@@ -37,16 +38,21 @@ class Choice(nn.Module):
     shallow sequence the first layers of the deep one. Where they overlap, the largest candidate gives the start.
     separate: patterns of the names of tensors that candidates do not share though nested; by default the running
     statistics of BatchNorm, which differ between candidates of different depth or width. () shares them, too, and
-    ("*bn*",) keeps the affine parameters apart as well.
+    ("*bn*",) keeps all tensors of layers of that name apart, the affine parameters as well.
 
     Raises ValueError for candidates that cannot be merged: none, badly named, tied, mixed in dtype or device, nested
     ones without a common centre.
     """
 
     def __init__(
-        self, candidates: Mapping[str, nn.Module], *, nested: bool = False, separate: Iterable[str] = STATISTICS
+        self,
+        candidates: Mapping[str, nn.Module] | Iterable[tuple[str, nn.Module]],
+        *,
+        nested: bool = False,
+        separate: Iterable[str] = STATISTICS,
     ) -> None:
         super().__init__()
+        candidates = _named(candidates)
         if not candidates:
             raise ValueError('a Choice has no candidates; give at least one, as in Choice({"conv3x3": nn.Conv2d(...)})')
         for name, candidate in candidates.items():
@@ -58,7 +64,7 @@ class Choice(nn.Module):
         self.regions: dict[str, tuple[Region | None, ...]] = {}
         self.owned: dict[str, tuple[Region, ...]] = {}
         self._slots: dict[str, tuple[Region, ...]] = {}
-        apart = tuple(separate) if nested else ("*",)
+        apart = _patterns(separate, candidates) if nested else ("*",)
         self._parameter_names = self._merge(candidates, nn.Module.named_parameters, apart)
         self._buffer_names = self._merge(candidates, nn.Module.named_buffers, apart)
         # No submodules: they hold no tensors, and what walks over modules or loads state is to pass them by.
@@ -176,6 +182,34 @@ def substitute(module: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -
     return twin
 
 
+def _named(candidates: Mapping[str, nn.Module] | Iterable[tuple[str, nn.Module]]) -> dict[str, nn.Module]:
+    if isinstance(candidates, Mapping):
+        return dict(candidates)
+    try:
+        pairs = [(name, module) for name, module in candidates]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"candidates are a {type(candidates).__name__}; expected a dict of modules, or (name, module) pairs"
+        ) from error
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two candidates are named {name!r}; give each a name of its own")
+    return dict(pairs)
+
+
+def _patterns(separate: Iterable[str], candidates: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    if isinstance(separate, str):
+        raise ValueError(f"separate={separate!r} is one string; expected several patterns, as in ({separate!r},)")
+    patterns = tuple(separate)
+    modules = candidates.values()
+    names = {n for m in modules for named in (m.named_parameters(), m.named_buffers()) for n, _ in named}
+    for pattern in patterns:
+        if pattern not in STATISTICS and not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"separate pattern {pattern!r} matches no tensor; expected some of {sorted(names)}")
+    return patterns
+
+
 def _check_candidate(name: str, candidate: nn.Module) -> None:
     if not isinstance(name, str) or not name or not name.replace("_", "a").isalnum():
         raise ValueError(f"candidate name {name!r} must be letters, digits and underscores, as in 'conv3x3'")
@@ -184,7 +218,8 @@ def _check_candidate(name: str, candidate: nn.Module) -> None:
     if any(isinstance(m, Choice) for m in candidate.modules()):
         raise ValueError(f"candidate {name!r} contains a Choice; choices cannot be nested, list every combination")
     seen: dict[int, str] = {}
-    for tensor_name, tensor in candidate.named_parameters(remove_duplicate=False):
+    named = (candidate.named_parameters, candidate.named_buffers)
+    for tensor_name, tensor in (pair for tensors in named for pair in tensors(remove_duplicate=False)):
         other = seen.setdefault(id(tensor), tensor_name)
         if other != tensor_name:
             raise ValueError(f"candidate {name!r} ties {other!r} and {tensor_name!r}; untie them to merge it")

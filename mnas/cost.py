@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mnas.choice import Choice
-from mnas.space import Path, SearchSpace, choices_of
-from mnas.supernet import Supernet
+from mnas.choice import Choice, substitute
+from mnas.space import Path, SearchSpace, choices_of, floating_type
 
 
 class Cost(NamedTuple):
-    """params: trainable numbers. macs: multiply-accumulates of one picture through convolutions and linear layers,
+    """params: numbers in parameters. macs: multiply-accumulates of one picture through convolutions and linear layers,
     biases and normalisation not counted."""
 
     params: int
@@ -32,23 +31,35 @@ def cost(space: SearchSpace, path: Path) -> Cost:
     return _COUNTERS[space].count(space.check(path))
 
 
+class _NoPicture(Exception):
+    """A part puts out something else than one picture, so that the next one cannot be counted by its shape."""
+
+
 class _Counter:
     """Counts the parts of a sequence once, and adds them up for each path."""
 
     def __init__(self, space: SearchSpace) -> None:
         with torch.random.fork_rng(devices=[]):  # counting must not change what is drawn next
-            self.net = Supernet(space).eval()
+            self.model = space.build().eval()
         self.shape = space.input_shape
-        parts = list(_parts(self.net.model))
+        self.choices = choices_of(self.model)
+        parts = list(_parts(self.model))
         tensors = [id(p) for part in parts for p in part.parameters()]
         choices = [part for part in parts if isinstance(part, Choice)]
-        plain = choices == choices_of(self.net.model) and len(tensors) == len(set(tensors))
+        plain = choices == self.choices and len(tensors) == len(set(tensors))
         self.parts = parts if plain else None  # choices deeper inside, or tensors that parts share
-        self._counted: dict[tuple[int, int, tuple[int, ...]], tuple[Cost, tuple[int, ...]]] = {}
+        self._counted: dict[tuple[int, int, tuple[int, ...]], tuple[Cost, tuple[int, ...] | None]] = {}
 
     def count(self, path: Path) -> Cost:
-        if self.parts is None:
-            return _measure(self.net.subnet(path), self.shape)[0]
+        if self.parts is not None:
+            try:
+                return self._add_up(path)
+            except _NoPicture:
+                self.parts = None
+        chosen = {choice: choice.candidate(i) for choice, i in zip(self.choices, path, strict=True)}
+        return _measure(substitute(self.model, chosen), self.shape)[0]
+
+    def _add_up(self, path: Path) -> Cost:
         shape, indices, params, macs = self.shape, iter(path), 0, 0
         for number, part in enumerate(self.parts):
             index = next(indices) if isinstance(part, Choice) else 0
@@ -57,6 +68,8 @@ class _Counter:
                 module = part.candidate(index) if isinstance(part, Choice) else part
                 self._counted[key] = _measure(module, shape)
             counted, shape = self._counted[key]
+            if shape is None:
+                raise _NoPicture
             params, macs = params + counted.params, macs + counted.macs
         return Cost(params, macs)
 
@@ -72,9 +85,11 @@ def _parts(module: nn.Module) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def _measure(module: nn.Module, shape: tuple[int, ...]) -> tuple[Cost, tuple[int, ...]]:
-    """The cost of a module for one input of a shape, and the shape of its output."""
-    with FlopCounterMode(display=False) as counter:
-        output: Tensor = module(torch.zeros(1, *shape))
+def _measure(module: nn.Module, shape: tuple[int, ...]) -> tuple[Cost, tuple[int, ...] | None]:
+    """The cost of a module for one input of a shape, and the shape of its output, None if that is no picture."""
+    x = torch.zeros(1, *shape, dtype=floating_type(module))
+    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+        output = module(x)
     params = sum(p.numel() for p in module.parameters())
-    return Cost(params, counter.get_total_flops() // 2), tuple(output.shape[1:])
+    picture = isinstance(output, Tensor) and output.ndim > 1 and output.shape[0] == 1
+    return Cost(params, counter.get_total_flops() // 2), tuple(output.shape[1:]) if picture else None

@@ -5,8 +5,8 @@ Disjoint, every candidate has a run of its own:
     conv3x3.weight (O, I, 3, 3)  ->  weight[0 : 9*O*I]
     conv5x5.weight (O, I, 5, 5)  ->  weight[9*O*I : 34*O*I]
 
-Nested, they share one canvas, the smallest box that holds them all: channels (dimensions 0 and 1) are prefixes, kernels
-(the others) are centred, and a dilated kernel takes every second or third tap:
+Nested, they share one canvas, the smallest box that holds them all: channels, and every dimension of what is no
+convolution, are prefixes; kernels are centred, and a dilated kernel takes every second or third tap:
 
     conv3x3.weight  ->  canvas[:, :, 1:4, 1:4]        conv5x5.weight  ->  canvas
     3x3 with dilation 2  ->  canvas[:, :, ::2, ::2]
@@ -51,7 +51,8 @@ def merge(name: str, candidates: Mapping[str, nn.Module], tensors: Sequence[Tens
             raise ValueError(f"{name!r} differs in {attribute} over the candidates: {values}; make them equal")
     sample = next(iter(present.values()))
     if nested:
-        slots, by_candidate = _canvas(name, {c: (t, _dilation(candidates[c], name, t)) for c, t in present.items()})
+        _check_groups(name, {c: (_layer(candidates[c], name), tuple(t.shape)) for c, t in present.items()})
+        slots, by_candidate = _canvas(name, {c: (t, _dilation(candidates[c], name)) for c, t in present.items()})
     else:
         by_candidate = dict(zip(present, _runs(present.values()), strict=True))
         slots = tuple(by_candidate.values())
@@ -88,20 +89,23 @@ def _runs(tensors: Iterable[Tensor]) -> Iterator[Region]:
 def _canvas(
     name: str, tensors: Mapping[str, tuple[Tensor, tuple[int, ...]]]
 ) -> tuple[tuple[Region], dict[str, Region]]:
-    """The smallest box that holds all tensors (each with the dilation of its kernel), and each one's region of it."""
+    """The smallest box that holds all tensors (each with the dilation of its kernel, none for what is no convolution),
+    and each one's region of it."""
     shapes = {c: tuple(t.shape) for c, (t, _) in tensors.items()}
     if len({len(shape) for shape in shapes.values()}) > 1:
         raise ValueError(f"nested {name!r} needs as many dimensions in every candidate, not the shapes {shapes}")
     size, places = [], {c: [] for c in shapes}  # places: (start, step) a dimension
+    convolutions = any(dilation for _, dilation in tensors.values())
     for dim in range(len(next(iter(shapes.values())))):
-        steps = {c: d[dim - 2] if dim >= 2 and shapes[c][dim] > 1 else 0 for c, (_, d) in tensors.items()}
+        kernel = convolutions and dim >= 2
+        steps = {c: d[dim - 2] if d and kernel and shapes[c][dim] > 1 else 0 for c, (_, d) in tensors.items()}
         unit = gcd(*steps.values()) or 1
         extents = {c: (shapes[c][dim] - 1) * (steps[c] // unit or 1) + 1 for c in shapes}
         size.append(max(extents.values()))
         for candidate, extent in extents.items():
-            margin = size[-1] - extent if dim >= 2 else 0
+            margin = size[-1] - extent if kernel else 0
             places[candidate].append((margin, steps[candidate] // unit or 1))
-        if dim >= 2 and any((size[-1] - extent) % 2 for extent in extents.values()):
+        if kernel and any((size[-1] - extent) % 2 for extent in extents.values()):
             raise ValueError(
                 f"nested {name!r}: kernels of {extents} taps have no common centre; use only odd or only even ones"
             )
@@ -114,7 +118,38 @@ def _canvas(
     return (Region(0, tuple(size), stride),), regions
 
 
-def _dilation(candidate: nn.Module, name: str, tensor: Tensor) -> tuple[int, ...]:
-    """The dilation of the layer that a tensor belongs to, a number for each kernel dimension."""
-    layer = candidate.get_submodule(name.rpartition(".")[0])
-    return layer.dilation if isinstance(layer, _ConvNd) else (1,) * max(0, tensor.ndim - 2)
+def _layer(candidate: nn.Module, name: str) -> nn.Module:
+    """The layer that a tensor of a candidate belongs to."""
+    return candidate.get_submodule(name.rpartition(".")[0])
+
+
+def _dilation(candidate: nn.Module, name: str) -> tuple[int, ...]:
+    """The dilation of the layer that a tensor belongs to, a number for each kernel dimension; () for other layers."""
+    layer = _layer(candidate, name)
+    return layer.dilation if isinstance(layer, _ConvNd) else ()
+
+
+def _check_groups(name: str, layers: Mapping[str, tuple[nn.Module, tuple[int, ...]]]) -> None:
+    """Raises ValueError where the first channels of a wide layer are not what a narrow one uses.
+
+    So it is where a tensor is made of blocks, one a group or gate. Depthwise layers are right: a channel is a block.
+    """
+    if len({shape for _, shape in layers.values()}) > 1:
+        for candidate, (layer, _) in layers.items():
+            if isinstance(layer, (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)):
+                raise ValueError(
+                    f"nested {name!r}: {type(layer).__name__} of {candidate!r} packs several matrices into one, so a "
+                    "narrow one is no prefix; give all candidates the same width, or keep them apart (nested=False)"
+                )
+    grouped = {c: (layer, shape) for c, (layer, shape) in layers.items() if isinstance(layer, _ConvNd)}
+    if all(layer.groups == 1 for layer, _ in grouped.values()):
+        return
+    depthwise = all(layer.groups == layer.in_channels for layer, _ in grouped.values())
+    if depthwise and len({layer.out_channels / layer.groups for layer, _ in grouped.values()}) == 1:
+        return
+    if len({(layer.groups, layer.in_channels, layer.out_channels) for layer, _ in grouped.values()}) > 1:
+        groups = {c: f"{layer.groups} of {layer.in_channels}" for c, (layer, _) in grouped.items()}
+        raise ValueError(
+            f"nested {name!r}: a narrow grouped convolution is no prefix of a wide one (groups of channels: {groups}); "
+            "make groups and widths equal, or all candidates depthwise, or keep them apart (nested=False)"
+        )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mnas.export import compact
 
@@ -18,22 +18,31 @@ def recalibrate(model: nn.Module, images: Tensor, batch_size: int = 500) -> nn.M
 
     The statistics that a supernet gathers in training mix those of many paths; a sampled network needs its own (Wu and
     Johnson, 2021, "Rethinking Batch in BatchNorm", section 3.2; Yu et al., ECCV 2020, section 3). images (N, C, H, W):
-    training images; they pass through in batches in train mode, and every layer's mean and unbiased variance are taken
-    over all of them at once, in float64. The model itself, which may be a path of a supernet, is not changed.
+    training images; they pass through in equal batches of at most `batch_size`, BatchNorm in train mode and the rest not,
+    and every BatchNorm's mean and unbiased variance are taken over all of them at once, in float64. A layer that they do
+    not reach keeps its statistics. The model itself, which may be a path of a supernet, is not changed.
+
+    Raises ValueError without images.
     """
+    if not len(images):
+        raise ValueError("recalibration got no images; give it some of the training images")
     twin = compact(model)
-    layers = [m for m in twin.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+    layers = [m for m in twin.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not layers:
         return twin
     modes = {module: module.training for module in twin.modules()}
     sums = {layer: torch.zeros(3, layer.num_features, dtype=torch.float64) for layer in layers}
     handles = [layer.register_forward_pre_hook(partial(_add, sums)) for layer in layers]
-    twin.train()
-    for x in images.split(batch_size):
+    twin.eval()  # the network as it will be used, without dropout
+    for layer in layers:
+        layer.train()
+    for x in images.tensor_split(-(-len(images) // batch_size)):  # no batch of one image is left over
         twin(x)
     for handle in handles:
         handle.remove()
     for layer, (count, total, squares) in sums.items():
+        if not count.any():
+            continue
         mean = total / count
         layer.running_mean.copy_(mean)
         layer.running_var.copy_((squares - count * mean.square()) / (count - 1))

@@ -29,7 +29,7 @@ class SearchSpace:
     ) -> None:
         self.build = build
         self.name = name
-        self.input_shape = input_shape
+        self.input_shape = tuple(input_shape)
         with torch.random.fork_rng(devices=[]):  # looking at a space must not change what is drawn next
             model = build()
         if not isinstance(model, nn.Module):
@@ -37,14 +37,15 @@ class SearchSpace:
         self.choices: tuple[tuple[str, ...], ...] = tuple(choice.names for choice in choices_of(model))
         if not self.choices:
             raise ValueError(f"space {name!r} has no Choice; put one where candidates are to be compared")
-        self._try_candidates(model)
+        with torch.random.fork_rng(devices=[]):
+            self._try_candidates(model)
 
     @torch.no_grad()
     def _try_candidates(self, model: nn.Module) -> None:
         """Run every candidate once, the other choices at their first. Raises ValueError for one that does not fit."""
         model.eval()
         choices = choices_of(model)
-        first, x = [0] * len(choices), torch.zeros(2, *self.input_shape)
+        first, x = [0] * len(choices), torch.zeros(2, *self.input_shape, dtype=floating_type(model))
         expected: torch.Size | None = None
         for position, choice in enumerate(choices):
             for index, candidate in enumerate(choice.names):
@@ -59,6 +60,8 @@ class SearchSpace:
                         f"{where} into the network for inputs of {shape} ({' '.join(str(error).split())}); make its "
                         "output the size that the next layer takes, or say input_shape=(C, H, W)"
                     ) from error
+                if not isinstance(output, torch.Tensor):
+                    raise ValueError(f"{where}: the output is a {type(output).__name__}; return the logits alone")
                 expected = expected or output.shape
                 if output.shape != expected:
                     raise ValueError(
@@ -91,7 +94,7 @@ class SearchSpace:
 
     def parse(self, arch: str) -> Path:
         """The path of an architecture's name. Raises ValueError that says what is valid."""
-        parts = arch.split("-")
+        parts = arch.split("-") if isinstance(arch, str) else []
         if len(parts) == len(self.choices) and all(p in names for p, names in zip(parts, self.choices, strict=True)):
             return tuple(names.index(p) for p, names in zip(parts, self.choices, strict=True))
         raise ValueError(f"architecture {arch!r} is not in space {self.name}; expected {self.describe()}")
@@ -107,7 +110,7 @@ class SearchSpace:
         if not isinstance(path, (tuple, list)) or len(path) != len(self.choices):
             raise ValueError(f"path {path!r} must have {len(self.choices)} indices, as in {(0,) * len(self.choices)}")
         for position, (index, names) in enumerate(zip(path, self.choices, strict=True)):
-            if not isinstance(index, int) or not 0 <= index < len(names):
+            if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(names):
                 raise ValueError(
                     f"path {path!r} has {index!r} at position {position}; expected an index below {len(names)}: {names}"
                 )
@@ -121,6 +124,11 @@ class SearchSpace:
 
     def _pattern(self) -> str:
         return " - ".join("|".join(names) for names in self.choices)
+
+
+def floating_type(model: nn.Module) -> torch.dtype:
+    """The type of the model's parameters, and of the pictures that it takes."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
 
 def choices_of(model: nn.Module) -> list[Choice]:

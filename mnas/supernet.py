@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+
+import torch
 from torch import Tensor, nn
 
 from mnas.choice import EXECUTIONS, substitute
@@ -15,7 +18,8 @@ class Supernet(nn.Module):
     execution: "sliced" computes on the active regions only; "masked" is the literal form, the enclosing operation on
     `W * mask`. The random start is the model's own: `torch.manual_seed` decides it.
 
-    Raises ValueError for an unknown execution, or for masked where no candidate encloses the others.
+    Raises ValueError for an unknown execution, or for masked where no candidate encloses the others, or where one
+    computes something else behind its mask; every candidate is tried once, in float64 on random numbers.
     """
 
     def __init__(self, space: SearchSpace, execution: str = "sliced") -> None:
@@ -29,6 +33,27 @@ class Supernet(nn.Module):
         if execution == "masked":
             for choice in self._choices:
                 _ = choice.enclosing  # raises where there is none
+            self._try_masks()
+
+    @torch.no_grad()
+    def _try_masks(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            twin = copy.deepcopy(self).double().eval()
+            x = torch.randn(4, *self.space.input_shape, dtype=torch.float64)
+            for position, names in enumerate(self.space.choices):
+                for index, name in enumerate(names):
+                    path = tuple(index if i == position else 0 for i in range(len(self.space.choices)))
+                    try:
+                        sliced, masked = (twin.subnet(path, execution)(x) for execution in EXECUTIONS)
+                        same = sliced.shape == masked.shape and torch.allclose(sliced, masked, 1e-9, 1e-12)
+                    except RuntimeError:
+                        same = False
+                    if not same:
+                        raise ValueError(
+                            f"{name!r} of choice {position} does not compute the same behind a mask as by itself, "
+                            'because zeros in an unused part change its result; use execution="sliced"'
+                        )
 
     def forward(self, x: Tensor, path: Path) -> Tensor:
         """Logits (B, classes) of one path for a batch x (B, C, H, W)."""

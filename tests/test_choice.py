@@ -225,6 +225,13 @@ BAD = {
     "dtypes": (lambda: {"a": nn.Linear(1, 1), "b": nn.Linear(1, 1).double()}, "'weight' differs in dtype"),
     "frozen": (lambda: {"a": nn.Linear(1, 1), "b": nn.Linear(1, 1).requires_grad_(False)}, "requires_grad"),
     "tied": (lambda: {"a": Tied()}, "ties 'a.weight' and 'b.weight'"),
+    "buffer used twice": (
+        lambda: {"a": nn.Sequential(*[nn.BatchNorm2d(1, affine=False)] * 2)},
+        "ties '0.running_mean' and '1.running_mean'",
+    ),
+    "duplicate": (lambda: [("a", nn.ReLU()), ("b", nn.ReLU()), ("a", nn.Tanh())], "two candidates are named 'a'; give"),
+    "no pairs": (lambda: [nn.ReLU(), nn.Tanh()], "candidates are a list; expected a dict of modules, or"),
+    "no mapping": (lambda: 3, "candidates are a int; expected a dict of modules"),
 }
 
 
@@ -235,12 +242,66 @@ def test_impossible_choices_are_refused(case):
         mnas.Choice(make())
 
 
+SEPARATE = {
+    "string": ("*running_mean", "separate='*running_mean' is one string; expected several patterns"),
+    "nothing": (("*bn*",), "separate pattern '*bn*' matches no tensor; expected some of ['0.bias', '0.num_batches_tra"),
+}
+
+
+@pytest.mark.parametrize("case", SEPARATE)
+def test_patterns_that_say_nothing_are_refused(case):
+    separate, message = SEPARATE[case]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mnas.Choice({"a": nn.Sequential(nn.BatchNorm2d(1))}, nested=True, separate=separate)
+
+
+def test_pairs_are_as_good_as_a_dict():
+    assert mnas.Choice([("a", nn.ReLU()), ("b", nn.Tanh())]).names == ("a", "b")
+
+
 UNMASKABLE = {
     "identity": ({"a": nn.Identity(), "b": nn.Conv2d(1, 1, 3, padding=1)}, "Identity is no Conv2d"),
     "off centre": ({"a": nn.Conv2d(1, 1, 3, padding=0), "b": nn.Conv2d(1, 1, 5, padding=2)}, "does not centre"),
     "stride": ({"a": nn.Conv2d(1, 1, 3, 2, 1), "b": nn.Conv2d(1, 1, 5, 1, 2)}, "stride (2, 2) is not (1, 1)"),
     "bias": ({"a": nn.Conv2d(1, 1, 3, padding=1, bias=False), "b": nn.Conv2d(1, 1, 5, padding=2)}, "lacks"),
 }
+
+
+def around(make, a, b):
+    """Two hidden widths around a layer."""
+    return {n: nn.Sequential(nn.Conv2d(1, n_, 1), make(n_), nn.Conv2d(n_, 2, 1)) for n, n_ in (("a", a), ("b", b))}
+
+
+OTHERWISE = {  # what is written of a layer says nothing, and zeros are not neutral
+    "softmax": lambda: {"choice": around(lambda n: nn.Softmax(1), 3, 4)},
+    "groups": lambda: {"choice": around(lambda n: nn.Conv2d(n, n, 1, groups=2), 4, 8)},
+    "valid": lambda: {"choice": {"a": nn.Conv2d(1, 2, 3, padding="valid"), "b": nn.Conv2d(1, 2, 5, padding="valid")}},
+    "pooling": lambda: {
+        "choice": {
+            name: nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(3, padding=1, count_include_pad=pad))
+            for name, pad in (("a", True), ("b", False))
+        }
+    },
+    "dilations": lambda: {
+        "choice": {"a": nn.Conv2d(1, 2, 3, padding=1), "b": nn.Conv2d(1, 2, 3, padding=2, dilation=2)},
+        "nested": True,
+    },
+    "widths": lambda: {"choice": {"a": nn.Conv2d(1, 2, 1), "b": nn.Conv2d(1, 3, 1)}},
+}
+
+
+@pytest.mark.parametrize("case", OTHERWISE)
+def test_masked_execution_is_refused_where_it_computes_something_else(case):
+    options = OTHERWISE[case]()
+    candidates = options.pop("choice")
+
+    def build():
+        tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.AdaptiveAvgPool1d(1)]
+        return nn.Sequential(mnas.Choice(copy.deepcopy(candidates), **options), *tail)
+
+    space = mnas.SearchSpace(build)
+    with pytest.raises(ValueError, match=r"does not compute the same behind a mask|cannot be computed inside"):
+        mnas.Supernet(space, execution="masked")
 
 
 @pytest.mark.parametrize("case", UNMASKABLE)

@@ -1,7 +1,10 @@
 """Exported networks are plain torch: as modules, and as source in a process that has never heard of mnas."""
 
+import copy
+import re
 import subprocess
 import sys
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -98,6 +101,49 @@ def test_source_of_residual_blocks_computes_the_same():
     rebuilt.load_state_dict(exported.state_dict())
     x = torch.randn(2, *space.input_shape)
     assert torch.equal(rebuilt.eval()(x), exported(x))
+
+
+class Root(nn.Sequential):
+    def forward(self, x):
+        return x * super().forward(x)
+
+
+class Leaning(nn.Sequential):
+    def forward(self, x):
+        return copy.copy(super().forward(x))
+
+
+def rebuild(model):
+    namespace = {"__file__": "model.py", "__name__": "model"}
+    exec(source(model, "Rebuilt."), namespace)
+    rebuilt = namespace["Net"]()
+    rebuilt.load_state_dict(model.state_dict())
+    return rebuilt.eval()
+
+
+def test_source_keeps_layers_that_are_used_twice_and_a_root_of_its_own():
+    relu, x = nn.ReLU(), torch.randn(2, 3)
+    for model in (nn.Sequential(relu, nn.Linear(3, 3), relu, nn.Linear(3, 3)), Root(nn.Linear(3, 3), nn.Tanh())):
+        assert torch.equal(rebuild(model)(x), model.eval()(x))
+
+
+UNWRITABLE = {
+    "settings": (nn.Sequential(nn.AvgPool2d(2, ceil_mode=True)), "does not show ceil_mode"),
+    "padding": (nn.Sequential(nn.Conv2d(1, 1, 3, padding="same")), "would not run"),
+    "names": (nn.Sequential(OrderedDict(first=nn.ReLU())), "must have no names of their own"),
+    "root": (nn.Linear(1, 1), "of a Linear; put it into a nn.Sequential"),
+    "dtype": (nn.Sequential(nn.Linear(1, 1)).double(), "in torch.float64; take model.float()"),
+    "imports": (nn.Sequential(Leaning(nn.ReLU())), "it uses {'copy'} of its file"),
+    "our name": (nn.Sequential(type("Net", (nn.Sequential,), {})()), "two classes named Net"),
+    "no file": (nn.Sequential(type("Typed", (nn.Sequential,), {"__module__": "nowhere"})()), "it is in no file"),
+}
+
+
+@pytest.mark.parametrize("case", UNWRITABLE)
+def test_source_is_refused_where_it_would_make_something_else(case):
+    model, message = UNWRITABLE[case]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        source(model, "Refused.")
 
 
 def test_source_covers_nested_sequences_and_refuses_unknown_classes():

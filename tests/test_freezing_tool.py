@@ -72,7 +72,7 @@ def test_the_page_of_spaces_says_what_its_rows_say():
     import spaces
 
     page = (ROOT / "docs" / "spaces.md").read_text()
-    (text,) = re.findall(rf"<!-- {spaces.PART} -->\n(.*?)\n<!-- end of", page, flags=re.DOTALL)
+    (text,) = re.findall(rf"<!-- {spaces.MEMORY} -->\n(.*?)\n<!-- end of", page, flags=re.DOTALL)
     measured = rows(ROOT / "results" / "spaces" / "memory.jsonl")
     assert text == spaces.table(measured)
     now = list(spaces.measure(mnas.spaces.mil9(), 0))

@@ -246,7 +246,34 @@ BAD = {
         "needs as many dimensions in every candidate",
     ),
     "dtypes": (lambda: {"a": nn.Linear(1, 1), "b": nn.Linear(1, 1).double()}, "'weight' differs in dtype"),
+    "grouped widths": (
+        lambda: {"w4": nn.Conv2d(4, 4, 1, groups=2), "w8": nn.Conv2d(8, 8, 1, groups=2)},
+        "is no prefix of a wide one (groups of channels: {'w4': '2 of 4', 'w8': '2 of 8'})",
+    ),
+    "groups": (
+        lambda: {"g1": nn.Conv2d(4, 4, 1), "g4": nn.Conv2d(4, 4, 1, groups=4)},
+        "is no prefix of a wide one (groups of channels: {'g1': '1 of 4', 'g4': '4 of 4'})",
+    ),
+    "gates": (lambda: {"w2": nn.LSTMCell(2, 2), "w3": nn.LSTMCell(2, 3)}, "LSTMCell of 'w2' packs several matrices"),
 }
+
+
+def test_what_is_no_convolution_nests_as_a_prefix_in_every_dimension():
+    class Positions(nn.Module):
+        def __init__(self, length):
+            super().__init__()
+            self.embedding = nn.Parameter(torch.randn(1, 1, length))
+
+    choice = mnas.Choice({"short": Positions(4), "long": Positions(7)}, nested=True)
+    assert [r.offset for r in choice.regions["embedding"]] == [0, 0]
+    long, short = (choice.regions["embedding"][i].view(choice.embedding) for i in (1, 0))
+    assert torch.equal(long[..., :4], short)
+
+
+def test_depthwise_widths_nest():
+    choice = mnas.Choice({f"w{w}": nn.Conv2d(w, 2 * w, k, groups=w) for w, k in ((3, 3), (5, 5))}, nested=True)
+    narrow, wide = (choice.regions["weight"][i].view(choice.weight) for i in (0, 1))
+    assert torch.equal(wide[:6, :, 1:4, 1:4], narrow)
 
 
 @pytest.mark.parametrize("case", BAD)

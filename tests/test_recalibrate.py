@@ -1,8 +1,11 @@
 """Recalibration: pooled statistics against the closed form, and nothing else changed."""
 
+import json
+
 import pytest
 import torch
 from conftest import randomise
+from test_tools import in_process, rows
 from torch import nn
 
 import mnas
@@ -59,3 +62,65 @@ def test_networks_without_statistics_are_only_copied():
     twin = mnas.recalibrate(model, torch.randn(4, 3))
     assert torch.equal(twin[0].weight, model[0].weight)
     assert twin[0].weight.data_ptr() != model[0].weight.data_ptr()
+
+
+class Detour(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+def test_a_layer_out_of_reach_and_an_instance_norm_keep_their_statistics():
+    norm = nn.Sequential(nn.BatchNorm2d(3), nn.InstanceNorm2d(3, track_running_stats=True))
+    assert torch.equal(mnas.recalibrate(norm, X)[1].running_var, torch.ones(3))
+    x = torch.randn(501, 2) + 5  # one more than a batch
+    twin = mnas.recalibrate(Detour(), x)
+    torch.testing.assert_close(twin.used.running_mean, x.mean(0))
+    assert torch.equal(twin.unused.running_mean, torch.zeros(2))
+    assert torch.equal(twin.unused.running_var, torch.ones(2))
+
+
+def test_dropout_is_off():
+    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3)).train()
+    twin = mnas.recalibrate(model, X)
+    torch.testing.assert_close(twin[1].running_mean, X.mean((0, 2, 3)))
+    assert twin[0].training
+
+
+def test_no_images_are_refused():
+    with pytest.raises(ValueError, match="got no images"):
+        mnas.recalibrate(nn.Sequential(nn.BatchNorm1d(2)), torch.empty(0, 2))
+
+
+def test_a_space_with_normalisation_is_scored_with_statistics_of_its_own(tmp_path, monkeypatch, capsys):
+    """Recalibrated in the summary and in tools/evaluate.py alike; stored ones give other numbers."""
+    run = tmp_path / "run"
+    options = ("--limit-train", 1000, "--limit-test", 300, "--epochs", 1, "--out", run)
+    assert in_process(monkeypatch, capsys, "train", "--mode", "supernet", "--space", "mil9", *options)[0] == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert [path["arch"] for path in summary["paths"]] == [f"d{a}-d{b}" for a in (1, 2, 3) for b in (1, 2, 3)]
+    scores = {}
+    for bn in ("recalibrate", "stored"):
+        out = tmp_path / f"{bn}.jsonl"
+        arguments = ("--checkpoint", run, "--bn", bn, "--limit-test", 300, "--out", out)
+        assert in_process(monkeypatch, capsys, "evaluate", *arguments)[0] == 0
+        scores[bn] = [row["test_loss"] for row in rows(out)]
+    config = json.loads((run / "config.json").read_text())
+    assert config["bn"] == "recalibrate"
+    assert scores["stored"] != scores["recalibrate"]
+    out = tmp_path / "default.jsonl"
+    assert in_process(monkeypatch, capsys, "evaluate", "--checkpoint", run, "--limit-test", 300, "--out", out)[0] == 0
+    assert [row["test_loss"] for row in rows(out)] == scores["recalibrate"]
+    assert [path["test_loss"] for path in summary["paths"]] == scores["recalibrate"]
+    export = ("--checkpoint", run, "--arch", "d1-d3", "--limit-test", 300)
+    for bn, options in (("recalibrate", ()), ("stored", ("--bn", "stored"))):
+        assert in_process(monkeypatch, capsys, "export", *export, *options, "--out", tmp_path / f"net-{bn}")[0] == 0
+        report = json.loads((tmp_path / f"net-{bn}" / "verification.json").read_text())
+        assert (report["bn"], report["max_abs_difference"]) == (bn, {"sliced": 0.0})
+        weights = torch.load(tmp_path / f"net-{bn}" / "weights.pt", weights_only=True)
+        stored = torch.load(run / "checkpoint.pt", weights_only=True)["weights"]["supernet"]["model.1.running_mean"]
+        assert torch.equal(weights["1.running_mean"], stored) == (bn == "stored")
+    assert report["test_top1"] != summary["paths"][2]["test_top1"]

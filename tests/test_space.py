@@ -142,7 +142,26 @@ UNFIT = {
         lambda: nn.Sequential(mnas.Choice({"a": nn.Conv2d(3, 4, 3)})),
         "or say input_shape=(C, H, W)",
     ),
+    "outputs of other kinds": (
+        lambda: nn.Sequential(nn.Flatten(), mnas.Choice({"a": nn.Linear(784, 10)}), nn.LSTM(10, 3)),
+        "the output is a tuple; return the logits alone",
+    ),
 }
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+def test_looking_counting_and_masking_draw_nothing_and_follow_the_dtype():
+    def build():
+        return nn.Sequential(nn.Flatten(), mnas.Choice({"a": nn.Linear(4, 2), "b": nn.Linear(4, 2)}), Noise()).double()
+
+    before = torch.get_rng_state()
+    space = mnas.SearchSpace(build, input_shape=[1, 2, 2])
+    assert (space.input_shape, mnas.cost(space, (0,)).params) == ((1, 2, 2), 10)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("case", UNFIT)

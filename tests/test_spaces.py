@@ -1,10 +1,13 @@
 """The named spaces: published costs, and the exactness table for those with BatchNorm, depth and blocks."""
 
+import gc
+import json
 import random
+import weakref
 
 import pytest
 import torch
-from conftest import batches, randomise
+from conftest import ROOT, batches, randomise
 from oracle import NaiveChoices, NaiveMil9
 from test_exactness import OPTIMIZERS, assert_same_state
 from torch import nn
@@ -43,6 +46,21 @@ def pictures(n, size, shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for _ in range(n):
         yield torch.randn(size, *shape, generator=generator), torch.randint(10, (size,), generator=generator)
+
+
+def test_what_mil9_reached_is_on_its_page(monkeypatch):
+    """The committed runs, in the table that tools/spaces.py makes: nobody typed it."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import spaces as tool
+
+    runs = ROOT / "results" / "mil9"
+    summaries = [json.loads(file.read_text()) for file in runs.glob(tool.SUMMARIES)]
+    assert sorted(summary["seed"] for summary in summaries) == [0, 1, 2]
+    for summary in summaries:
+        scores = [path["test_top1"] for path in summary["paths"]]
+        assert (len(scores), min(scores) >= 0.985, sum(scores) / 9 >= 0.99) == (9, True, True)
+        assert summary["train_seconds"] <= 360
+    assert tool.accuracies(runs) in (ROOT / "docs" / "spaces.md").read_text()
 
 
 def test_names_and_sizes():
@@ -94,6 +112,40 @@ def test_costs_of_models_that_are_no_sequences():
     tied = nn.Linear(4, 4)
     shared = mnas.SearchSpace(lambda: nn.Sequential(*[tied] * 2, mnas.Choice({"a": nn.Identity()})), input_shape=(4,))
     assert mnas.cost(shared, (0,)) == (20, 32)
+
+
+class Last(nn.Module):
+    def forward(self, outputs):
+        return outputs[0][:, -1]
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        lambda: [nn.Flatten(2), nn.LSTM(4, 3, batch_first=True), Last()],  # a part that puts out a tuple
+        lambda: [nn.Flatten(0, 1), nn.Unflatten(0, (-1, 2)), nn.Flatten(), nn.Linear(8, 3)],  # and one without a batch
+    ],
+)
+def test_costs_of_sequences_whose_parts_put_out_something_else(tail):
+    def build():
+        return nn.Sequential(mnas.Choice({f"k{k}": nn.Conv2d(1, 2, k, padding=k // 2) for k in (1, 3)}), *tail())
+
+    space = mnas.SearchSpace(build, input_shape=(1, 2, 2))
+    for path in space.paths():
+        network = mnas.standalone(space, path)
+        with FlopCounterMode(display=False) as counter:
+            network(torch.zeros(1, 1, 2, 2))
+        params = sum(p.numel() for p in network.parameters())
+        assert mnas.cost(space, path) == (params, counter.get_total_flops() // 2)
+
+
+def test_a_space_whose_costs_were_counted_can_be_forgotten():
+    space = mnas.spaces.mil4()
+    mnas.cost(space, (0, 0))
+    watched = weakref.ref(space)
+    del space
+    gc.collect()
+    assert watched() is None
 
 
 def test_costs_where_a_choice_changes_the_size_of_the_next_ones_input():

@@ -61,7 +61,7 @@ def main(options: Options) -> None:
     run = common.open_run(options.checkpoint)
     archs = run.archs(options.arch, options.seed)
     bn = options.bn or run.config.get("bn", "stored")
-    data = common.load_data(run.config["dataset"], options.data_root)
+    data = common.load_data(run.config["dataset"], options.data_root, run.config.get("limit_train"))
     split = (data.test if options.split == "test" else data.validation).first(options.limit_test)
     rows = []
     for arch in tqdm(archs, unit="net", disable=None):

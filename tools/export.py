@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import common
 from common import Count, Failure, Seed
@@ -36,6 +37,8 @@ class Options:
     "The network, as conv3x3-conv5x5; or random: one drawn by --seed."
     out: Path
     "Directory to write, new or empty."
+    bn: Literal["recalibrate", "stored"] | None = None
+    "Running statistics: of 2,000 training images, or as stored. [default: as the run was scored]"
     seed: Seed = 0
     "For --arch random."
     data_root: Path = Path("data")
@@ -59,6 +62,8 @@ def main(options: Options) -> None:
     from mnas import data
     from mnas.checkpoint import write_json
     from mnas.export import compact, source
+    from mnas.recalibrate import recalibrate
+    from mnas.train import BN_IMAGES
 
     common.configure_runtime(options.threads or common.default_threads())
     run = common.open_run(options.checkpoint)
@@ -67,10 +72,18 @@ def main(options: Options) -> None:
     (arch,) = run.archs(options.arch, options.seed)
     dataset = run.config["dataset"]
     with common.user_input():
-        test = data.load(dataset, options.data_root).test.first(options.limit_test)
+        loaded = data.load(dataset, options.data_root)
+    test = loaded.test.first(options.limit_test)
+    images = loaded.train.first(run.config.get("limit_train")).images[:BN_IMAGES]
+    bn = options.bn or run.config.get("bn", "stored")
+
+    def trained(execution: str) -> nn.Module:
+        network = run.network(arch, execution)
+        return recalibrate(network, images) if bn == "recalibrate" else network
+
     price = mnas.cost(run.space, run.space.parse(arch))
     mode = run.config["mode"]
-    network = compact(run.network(arch))
+    network = compact(trained("sliced"))
     text = source(
         network,
         f"{arch} of the search space {run.space.name}, trained on {dataset} ({mode}, seed {run.config['seed']}).",
@@ -85,8 +98,8 @@ def main(options: Options) -> None:
             folder.mkdir()
             (folder / "model.py").write_text(text)
             torch.save(network.state_dict(), folder / "weights.pt")
-            report = _verify(_import_model(folder), run, arch, test.images, test.labels)
-            write_json(folder / "verification.json", {"arch": arch, "dataset": dataset, **report})
+            report = _verify(_import_model(folder), trained, _executions(run), test.images, test.labels)
+            write_json(folder / "verification.json", {"arch": arch, "dataset": dataset, "bn": bn, **report})
             if not report["agrees"]:
                 raise Failure(f"the exported network disagrees with the trained one: {report}; nothing was written")
             if options.out.exists():
@@ -118,11 +131,30 @@ def _import_model(folder: Path) -> nn.Module:
     return module.load()
 
 
-def _verify(exported: nn.Module, run: common.FinishedRun, arch: str, images: Tensor, labels: Tensor) -> dict[str, Any]:
-    """The exported network against the trained one, in both executions if it lives in a supernet."""
+def _executions(run: common.FinishedRun) -> tuple[str, ...]:
+    """Those in which the trained network can be run: both in a supernet, unless no candidate encloses the others."""
+    import mnas
+
+    if run.config["mode"] != "supernet":
+        return ("sliced",)
+    try:
+        mnas.Supernet(run.space, "masked")
+    except ValueError as error:
+        print(f"no masked reference: {error}")
+        return ("sliced",)
+    return "sliced", "masked"
+
+
+def _verify(
+    exported: nn.Module,
+    trained: Callable[[str], nn.Module],
+    executions: tuple[str, ...],
+    images: Tensor,
+    labels: Tensor,
+) -> dict[str, Any]:
+    """The exported network against the trained one in these executions."""
     logits = _logits(exported, images)
-    executions = ("sliced", "masked") if run.config["mode"] == "supernet" else ("sliced",)
-    references = {execution: _logits(run.network(arch, execution), images) for execution in executions}
+    references = {execution: _logits(trained(execution), images) for execution in executions}
     differences = {e: float((logits - reference).abs().max()) for e, reference in references.items()}
     predictions_equal = all(bool((r.argmax(1) == logits.argmax(1)).all()) for r in references.values())
     return {

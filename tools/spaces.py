@@ -1,9 +1,9 @@
-"""What the supernets of the named spaces hold in memory; brings the table of docs/spaces.md up to date.
+"""What the supernets of the named spaces hold in memory, and what `mil9` reached; brings docs/spaces.md up to date.
 
     python tools/spaces.py            a few seconds
 
 Bytes of weights, and of gradients and Adam's state after one step on one path and after steps on ten, beside what the
-largest network needs alone. Rows go to OUT/memory.jsonl.
+largest network needs alone; rows go to OUT/memory.jsonl. The accuracies are those of the finished runs in RUNS.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from cyclopts import App, Parameter
 if TYPE_CHECKING:
     from mnas import SearchSpace
 
-PART = "memory of spaces"
+MEMORY, ACCURACY = "memory of spaces", "accuracy of mil9"
+SUMMARIES = "seed*-summary.json"
 PATHS = (1, 10)
 
 
@@ -29,6 +30,8 @@ PATHS = (1, 10)
 class Options:
     out: Path = Path("results/spaces")
     "Directory for the rows."
+    runs: Path = Path("results/mil9")
+    "Directory with the summaries of supernet runs, seedN-summary.json."
     page: Path = Path("docs/spaces.md")
     "The page whose table is rewritten."
     seed: Seed = 0
@@ -41,7 +44,9 @@ app = App(help=__doc__, help_format="plaintext", version_flags=())
 @app.default
 def main(options: Options | None = None) -> None:
     options = options or Options()
-    common.check_page(options.page, (PART,))
+    common.check_page(options.page, (MEMORY, ACCURACY))
+    if not list(options.runs.glob(SUMMARIES)):
+        raise common.Failure(f"--runs {options.runs} holds no {SUMMARIES}; give it runs of tools/train.py", status=2)
 
     import json
 
@@ -53,9 +58,12 @@ def main(options: Options | None = None) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         write_atomically(options.out / "memory.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         write_json(options.out / "memory-config.json", {"seed": options.seed, "environment": environment()})
-    print(table(rows))
+    page = options.page.read_text()
+    for part, text in ((MEMORY, table(rows)), (ACCURACY, accuracies(options.runs))):
+        print(f"{text}\n")
+        page = common.replaced(page, part, text)
     with common.writing(options.page):
-        write_atomically(options.page, common.replaced(options.page.read_text(), PART, table(rows)))
+        write_atomically(options.page, page)
 
 
 def measure(space: SearchSpace, seed: int) -> Iterator[dict[str, Any]]:
@@ -101,6 +109,22 @@ def table(rows: list[dict[str, Any]]) -> str:
         body.append([name, f"{one['networks']:,}", *(f"{size / 1e6:.2f}" for size in sizes)])
     headers = ["space", "networks", "largest network, MB", "supernet, MB", "gradients, MB", "Adam, 1 path", "10 paths"]
     return common.markdown(body, headers)
+
+
+def accuracies(runs: Path) -> str:
+    """Test top-1 of every network, a column for each run."""
+    import json
+
+    summaries = [json.loads(file.read_text()) for file in sorted(runs.glob(SUMMARIES))]
+    scores = [[100 * path["test_top1"] for path in summary["paths"]] for summary in summaries]
+    body = [
+        [path["arch"], f"{path['params']:,}", *(f"{of_seed[number]:.2f}" for of_seed in scores)]
+        for number, path in enumerate(summaries[0]["paths"])
+    ]
+    body.append(["lowest", "", *(f"{min(of_seed):.2f}" for of_seed in scores)])
+    body.append(["mean", "", *(f"{sum(of_seed) / len(of_seed):.2f}" for of_seed in scores)])
+    body.append(["training, s", "", *(f"{summary['train_seconds']:.0f}" for summary in summaries)])
+    return common.markdown(body, ["network", "parameters", *(f"seed {s['seed']}, %" for s in summaries)])
 
 
 if __name__ == "__main__":

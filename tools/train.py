@@ -136,6 +136,7 @@ def _resolve(config: dict[str, Any]) -> dict[str, Any]:
     """The settings checked against each other and against the space; `random` becomes the network it drew."""
     import torch
 
+    import mnas
     from mnas import spaces
 
     scratch = config["mode"] == "scratch"
@@ -146,6 +147,8 @@ def _resolve(config: dict[str, Any]) -> dict[str, Any]:
             raise Failure(f"--{key} {config[key]} is for --mode supernet; leave it out", status=2)
     with common.user_input():
         space = spaces.get(config["space"])
+        if config.get("execution") == "masked":
+            mnas.Supernet(space, "masked")  # raises where that does not exist
         if scratch and config["arch"] is None:
             raise Failure(f"--arch is missing; expected all, random or {space.describe()}", status=2)
         if scratch and config["arch"] == "random":
