@@ -18,9 +18,9 @@ def recalibrate(model: nn.Module, images: Tensor, batch_size: int = 500) -> nn.M
 
     The statistics that a supernet gathers in training mix those of many paths; a sampled network needs its own (Wu and
     Johnson, 2021, "Rethinking Batch in BatchNorm", section 3.2; Yu et al., ECCV 2020, section 3). images (N, C, H, W):
-    training images; they pass through in equal batches of at most `batch_size`, BatchNorm in train mode and the rest not,
-    and every BatchNorm's mean and unbiased variance are taken over all of them at once, in float64. A layer that they do
-    not reach keeps its statistics. The model itself, which may be a path of a supernet, is not changed.
+    training images. They pass through in equal batches of at most `batch_size`, with BatchNorm alone in train mode, and
+    each BatchNorm's mean and unbiased variance are taken over all of them at once, in float64. A layer out of reach
+    keeps its statistics. The model itself, which may be a path of a supernet, is not changed.
 
     Raises ValueError without images.
     """
