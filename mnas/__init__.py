@@ -3,7 +3,7 @@
 from mnas import spaces
 from mnas.choice import Choice
 from mnas.cost import cost
-from mnas.evaluate import evaluate
+from mnas.evaluate import evaluate, evaluate_paths
 from mnas.export import export, standalone
 from mnas.gradient_mask import GradientMask
 from mnas.optim import MaskedOptimizer
@@ -22,6 +22,7 @@ __all__ = [
     "UniformSampler",
     "cost",
     "evaluate",
+    "evaluate_paths",
     "export",
     "recalibrate",
     "spaces",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mnas.choice import Choice, substitute
+from mnas.prefix import stages
 from mnas.space import Path, SearchSpace, choices_of, floating_type
 
 
@@ -43,7 +44,7 @@ class _Counter:
             self.model = space.build().eval()
         self.shape = space.input_shape
         self.choices = choices_of(self.model)
-        parts = list(_parts(self.model))
+        parts = stages(self.model)
         tensors = [id(p) for part in parts for p in part.parameters()]
         choices = [part for part in parts if isinstance(part, Choice)]
         plain = choices == self.choices and len(tensors) == len(set(tensors))
@@ -75,13 +76,6 @@ class _Counter:
 
 
 _COUNTERS: weakref.WeakKeyDictionary[SearchSpace, _Counter] = weakref.WeakKeyDictionary()
-
-
-def _parts(module: nn.Module) -> list[nn.Module]:
-    """The steps of a (nested) nn.Sequential."""
-    if type(module) is nn.Sequential:
-        return [part for child in module for part in _parts(child)]
-    return [module]
 
 
 @torch.no_grad()

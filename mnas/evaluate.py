@@ -1,12 +1,19 @@
-"""Accuracy of networks."""
+"""Accuracy of networks: one by itself, or many paths of a supernet with what they share computed once."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from mnas import prefix
+from mnas.export import compact, export
+from mnas.recalibrate import batches, pool, recalibrate, statistics_of
+from mnas.space import Path
+from mnas.supernet import Supernet
 
 BATCH = 500  # pictures a forward pass; also fixes the arithmetic, so a number does not depend on who asked for it
 
@@ -18,19 +25,103 @@ class Score(NamedTuple):
     loss: float
 
 
+class _Sums:
+    """Correct predictions and loss so far."""
+
+    def __init__(self) -> None:
+        self.number, self.correct, self.loss = 0, 0, 0.0
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        self.number += len(labels)
+        self.correct += int((logits.argmax(1) == labels).sum())
+        self.loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+
+    def score(self) -> Score:
+        return Score(self.correct / self.number, self.loss / self.number)
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> Score:
     """Score of a network in evaluation mode on images (N, C, H, W) and labels (N,).
 
-    The model's mode is as before afterwards. For a path of a supernet: `evaluate(mnas.export(net, path), ...)`.
+    The model's mode is as before afterwards. For paths of a supernet: `evaluate_paths`.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
+    sums = _Sums()
     try:
-        batches = [(model(x), y) for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True)]
+        for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+            sums.add(model(x), y)
     finally:
         for module, training in modes.items():
             module.training = training
-    correct = sum(int((logits.argmax(1) == y).sum()) for logits, y in batches)
-    loss = sum(float(F.cross_entropy(logits, y, reduction="sum")) for logits, y in batches)
-    return Score(correct / len(labels), loss / len(labels))
+    return sums.score()
+
+
+@torch.no_grad()
+def evaluate_paths(
+    net: Supernet,
+    paths: Sequence[Path],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    bn_images: Tensor | None = None,
+    progress: Callable[[int], Any] = lambda _: None,
+) -> list[Score]:
+    """Scores of paths of a supernet on images (N, C, H, W) and labels (N,), in the order of the paths.
+
+    Equal to `evaluate(export(net, path), ...)`, or with `bn_images` (training images) to
+    `evaluate(recalibrate(export(net, path), bn_images), ...)`, one path after the other; what they share is computed
+    once, the recalibration included. progress: is told how many pictures have been scored since the last call, each
+    path's counted. The supernet is not changed.
+    """
+    paths = [net.space.check(path) for path in paths]
+    model = compact(net.model)
+    if bn_images is not None and _uses_layers_twice(model):  # their statistics depend on all of the path
+        scores = []
+        for path in paths:
+            scores.append(evaluate(recalibrate(export(net, path), bn_images), images, labels))
+            progress(len(labels))
+        return scores
+    root = prefix.tree(model, paths, lambda choice, index: choice.candidate(index))
+    for module in root.distinct():
+        module.eval()
+    statistics = {} if bn_images is None else _recalibrate(root, bn_images)
+
+    def step(node: prefix.Node, x: Any) -> Any:
+        for layer, mean, variance in statistics.get(node, ()):
+            layer.running_mean, layer.running_var = mean, variance
+        return prefix.run(node, x)
+
+    sums = [_Sums() for _ in paths]
+    for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+        for number, logits in prefix.walk(root, x, step):
+            sums[number].add(logits, y)
+            progress(len(y))
+    return [of_path.score() for of_path in sums]
+
+
+def _uses_layers_twice(model: nn.Module) -> bool:
+    layers = [module for stage in prefix.stages(model) for module in stage.modules()]
+    return len(layers) != len(set(layers))
+
+
+Statistics = dict[prefix.Node, list[tuple[nn.Module, Tensor, Tensor]]]
+
+
+def _recalibrate(root: prefix.Node, images: Tensor) -> Statistics:
+    """The running mean and variance of each BatchNorm at each node, for what comes before it there."""
+    inputs, statistics = batches(images), {}
+    if not any(statistics_of(module) for module in root.distinct()):
+        return statistics
+
+    def step(node: prefix.Node, inputs: list[Any]) -> list[Any]:
+        for module in node.modules:
+            inputs = pool(module, inputs)
+        layers = [layer for module in node.modules for layer in statistics_of(module)]
+        statistics[node] = [(layer, layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]
+        return inputs
+
+    for _ in prefix.walk(root, inputs, step):
+        pass
+    return statistics

@@ -24,31 +24,48 @@ def recalibrate(model: nn.Module, images: Tensor, batch_size: int = 500) -> nn.M
 
     Raises ValueError without images.
     """
+    twin = compact(model)
+    modes = {module: module.training for module in twin.modules()}
+    twin.eval()  # the network as it will be used, without dropout
+    pool(twin, batches(images, batch_size))
+    for module, training in modes.items():
+        module.training = training
+    return twin
+
+
+def batches(images: Tensor, batch_size: int = 500) -> list[Tensor]:
+    """The images in equal batches, so that none of one image is left over."""
     if not len(images):
         raise ValueError("recalibration got no images; give it some of the training images")
-    twin = compact(model)
-    layers = [m for m in twin.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    if not layers:
-        return twin
-    modes = {module: module.training for module in twin.modules()}
+    return list(images.tensor_split(-(-len(images) // batch_size)))
+
+
+def statistics_of(module: nn.Module) -> list[nn.Module]:
+    """The BatchNorm layers with running statistics."""
+    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+@torch.no_grad()
+def pool(module: nn.Module, inputs: list[Any]) -> list[Any]:
+    """Recalibrate a module in evaluation mode, in place; returns what it puts out for each batch meanwhile."""
+    layers = statistics_of(module)
     sums = {layer: torch.zeros(3, layer.num_features, dtype=torch.float64) for layer in layers}
     handles = [layer.register_forward_pre_hook(partial(_add, sums)) for layer in layers]
-    twin.eval()  # the network as it will be used, without dropout
     for layer in layers:
         layer.train()
-    for x in images.tensor_split(-(-len(images) // batch_size)):  # no batch of one image is left over
-        twin(x)
-    for handle in handles:
-        handle.remove()
+    try:
+        outputs = [module(x) for x in inputs]
+    finally:
+        for layer, handle in zip(layers, handles, strict=True):
+            layer.eval()
+            handle.remove()
     for layer, (count, total, squares) in sums.items():
         if not count.any():
             continue
         mean = total / count
         layer.running_mean.copy_(mean)
         layer.running_var.copy_((squares - count * mean.square()) / (count - 1))
-    for module, training in modes.items():
-        module.training = training
-    return twin
+    return outputs
 
 
 def _add(sums: dict[nn.Module, Tensor], layer: nn.Module, inputs: tuple[Any, ...]) -> None:

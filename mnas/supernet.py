@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from mnas import prefix
 from mnas.choice import EXECUTIONS, substitute
 from mnas.masking import clear_active_sets
 from mnas.space import Path, SearchSpace, choices_of
@@ -58,6 +60,19 @@ class Supernet(nn.Module):
     def forward(self, x: Tensor, path: Path) -> Tensor:
         """Logits (B, classes) of one path for a batch x (B, C, H, W)."""
         return self.subnet(path)(x)
+
+    def forward_paths(self, x: Tensor, paths: Sequence[Path]) -> list[Tensor]:
+        """Logits (B, classes) of each path for the same batch, in the order of the paths.
+
+        Equal, bit for bit, to one `net(x, path)` after the other, and differentiable: several paths in one training
+        step. What paths have in common up to their first difference is computed once if the model is a (nested)
+        nn.Sequential; such layers update running statistics and draw random numbers once, too. Without gradients,
+        memory grows with the depth of the model and not with the number of paths.
+        """
+        paths = [self.space.check(path) for path in paths]
+        root = prefix.tree(self.model, paths, lambda choice, index: choice.candidate(index, self.execution))
+        found = dict(prefix.walk(root, x))
+        return [found[number] for number in range(len(paths))]
 
     def subnet(self, path: Path, execution: str | None = None) -> nn.Module:
         """The path as a module: the model with every choice replaced by its candidate, on the shared tensors.

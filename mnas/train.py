@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnas.data import Split
-from mnas.evaluate import evaluate
-from mnas.export import export, standalone
+from mnas.evaluate import Score, evaluate, evaluate_paths
+from mnas.export import standalone
 from mnas.optim import MaskedOptimizer
-from mnas.recalibrate import recalibrate
 from mnas.sampler import SAMPLERS, FixedSampler, Sampler
 from mnas.space import Path, SearchSpace
 from mnas.supernet import Supernet
@@ -49,8 +48,8 @@ class DivergedError(ArithmeticError):
 class Trainer:
     """Trains `module`, one optimizer step and one sampled path at a time, and validates after every epoch.
 
-    forward: logits of a batch along a path. networks: the networks to validate, by architecture, made anew at each
-    call. The state between two steps is complete: a loaded copy continues bit for bit.
+    forward: logits of a batch along a path. score: the scores of the networks to watch, by architecture, on the
+    pictures of a split. The state between two steps is complete: a loaded copy continues bit for bit.
     """
 
     def __init__(
@@ -60,14 +59,14 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         sampler: Sampler,
         forward: Callable[[Tensor, Path], Tensor],
-        networks: Callable[[], Iterator[tuple[str, nn.Module]]],
+        score: Callable[[Split], dict[str, Score]],
         train: Split,
         validation: Split,
         recipe: Recipe,
         shuffle_seed: int,
     ) -> None:
         self.space, self.module, self.optimizer, self.sampler = space, module, optimizer, sampler
-        self.forward, self.networks, self.train, self.validation = forward, networks, train, validation
+        self.forward, self.score, self.train, self.validation = forward, score, train, validation
         self.recipe = recipe
         self.batch_size = min(recipe.batch_size, len(train))
         self.steps_per_epoch = len(train) // self.batch_size  # the rest of an epoch's shuffle is left out
@@ -160,8 +159,7 @@ class Trainer:
         self._epoch_start = self._shuffler.get_state()
         if self.epoch % self.recipe.validate_every and not self.finished:
             return
-        for arch, network in self.networks():
-            score = evaluate(network, self.validation.images, self.validation.labels)
+        for arch, score in self.score(self.validation).items():
             steps = self._updates.get(arch, 0) - self._updates_before.get(arch, 0)
             self.rows.append(
                 {
@@ -198,13 +196,13 @@ def supernet_trainer(
 
     watched = list(space.paths()) if space.size <= WATCHED else _draw(space, WATCHED, sampler_seed)
 
-    def networks() -> Iterator[tuple[str, nn.Module]]:
-        for path in watched:
-            network = export(net, path)
-            yield space.format(path), recalibrate(network, train.images[:BN_IMAGES]) if bn == "recalibrate" else network
+    def score(split: Split) -> dict[str, Score]:
+        bn_images = train.images[:BN_IMAGES] if bn == "recalibrate" else None
+        scores = evaluate_paths(net, watched, split.images, split.labels, bn_images=bn_images)
+        return dict(zip(map(space.format, watched), scores, strict=True))
 
     paths = SAMPLERS[sampler](space, sampler_seed)
-    return Trainer(space, net, optimizer, paths, net, networks, train, validation, recipe, shuffle_seed)
+    return Trainer(space, net, optimizer, paths, net, score, train, validation, recipe, shuffle_seed)
 
 
 def scratch_trainer(
@@ -216,14 +214,14 @@ def scratch_trainer(
     network = standalone(space, path)
     optimizer = torch.optim.SGD(network.parameters(), **_options(recipe))
 
-    def networks() -> Iterator[tuple[str, nn.Module]]:
-        yield space.format(path), network
+    def score(split: Split) -> dict[str, Score]:
+        return {space.format(path): evaluate(network, split.images, split.labels)}
 
     def forward(x: Tensor, _: Path) -> Tensor:
         return network(x)
 
     sampler = FixedSampler(path)
-    return Trainer(space, network, optimizer, sampler, forward, networks, train, validation, recipe, shuffle_seed)
+    return Trainer(space, network, optimizer, sampler, forward, score, train, validation, recipe, shuffle_seed)
 
 
 def _draw(space: SearchSpace, number: int, seed: int) -> list[Path]:

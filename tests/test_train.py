@@ -116,8 +116,7 @@ def test_validation_changes_nothing(small, splits):
     trainer.advance()
     before = trainer.state_dict()["weights"].copy()
     before = {k: v.clone() for k, v in before.items()}
-    for _, network in trainer.networks():
-        mnas.evaluate(network, splits[1].images, splits[1].labels)
+    trainer.score(splits[1])
     assert equal(before, dict(trainer.module.state_dict()))
     assert trainer.module.training
 
@@ -206,6 +205,7 @@ def test_library_imports_follow_the_data_flow():
         "choice",
         "space",
         "spaces",
+        "prefix",
         "supernet",
         "sampler",
     ]

@@ -7,7 +7,7 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,11 +16,12 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 if TYPE_CHECKING:  # torch takes seconds to import: not before the arguments are known to be good
-    from torch import nn
+    from torch import Tensor, nn
 
-    from mnas import SearchSpace
+    from mnas import SearchSpace, Supernet
     from mnas.checkpoint import RunDirectory
     from mnas.data import Data, Split
+    from mnas.evaluate import Score
 
 Count = Annotated[int, Parameter(validator=Number(gt=0, lte=2**31))]
 Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**63))]
@@ -148,20 +149,46 @@ class FinishedRun:
             raise Failure(f"{arch} was not trained in {self.directory.path}; it holds {', '.join(available)}", status=2)
         return [arch]
 
+    def scores(
+        self, archs: list[str], split: Split, bn_images: Tensor | None, progress: Callable[[int], Any]
+    ) -> list[Score]:
+        """The scores of the architectures; those of a supernet compute what they share once."""
+        import mnas
+
+        if self.config["mode"] == "supernet":
+            paths = [self.space.parse(arch) for arch in archs]
+            return mnas.evaluate_paths(
+                self.supernet(), paths, split.images, split.labels, bn_images=bn_images, progress=progress
+            )
+        scores = []
+        for arch in archs:
+            network = self.network(arch)
+            network = network if bn_images is None else mnas.recalibrate(network, bn_images)
+            scores.append(mnas.evaluate(network, split.images, split.labels))
+            progress(len(split))
+        return scores
+
+    def supernet(self, execution: str = "sliced") -> Supernet:
+        """The trained supernet, in evaluation mode."""
+        import mnas
+
+        with user_input():
+            net = mnas.Supernet(self.space, execution)
+            self._fill(net, self.weights["supernet"])
+            return net.eval()
+
     def network(self, arch: str, execution: str = "sliced") -> nn.Module:
         """The architecture with its trained weights, in evaluation mode: a supernet's path on the supernet's own
         tensors, or the network that was trained from scratch."""
         import mnas
 
         path = self.space.parse(arch)
+        if self.config["mode"] == "supernet":
+            return self.supernet(execution).subnet(path)
         with user_input():
-            if self.config["mode"] == "scratch":
-                module = mnas.standalone(self.space, path)
-                self._fill(module, self.weights[arch])
-                return module.eval()
-            net = mnas.Supernet(self.space, execution)
-            self._fill(net, self.weights["supernet"])
-            return net.eval().subnet(path)
+            module = mnas.standalone(self.space, path)
+            self._fill(module, self.weights[arch])
+            return module.eval()
 
     def _fill(self, module: nn.Module, weights: dict[str, Any]) -> None:
         try:

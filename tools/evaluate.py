@@ -53,7 +53,7 @@ def main(options: Options) -> None:
     from tabulate import tabulate
     from tqdm import tqdm
 
-    from mnas import cost, evaluate, recalibrate
+    from mnas import cost
     from mnas.checkpoint import write_atomically
     from mnas.train import BN_IMAGES
 
@@ -63,12 +63,11 @@ def main(options: Options) -> None:
     bn = options.bn or run.config.get("bn", "stored")
     data = common.load_data(run.config["dataset"], options.data_root, run.config.get("limit_train"))
     split = (data.test if options.split == "test" else data.validation).first(options.limit_test)
+    bn_images = data.train.images[:BN_IMAGES] if bn == "recalibrate" else None
+    with tqdm(total=len(archs) * len(split), unit="img", unit_scale=True, disable=None) as bar:
+        scores = run.scores(archs, split, bn_images, bar.update)
     rows = []
-    for arch in tqdm(archs, unit="net", disable=None):
-        network = run.network(arch)
-        if bn == "recalibrate":
-            network = recalibrate(network, data.train.images[:BN_IMAGES])
-        score = evaluate(network, split.images, split.labels)
+    for arch, score in zip(archs, scores, strict=True):
         price = cost(run.space, run.space.parse(arch))
         rows.append(
             {"arch": arch, f"{options.split}_top1": score.top1, f"{options.split}_loss": score.loss, **price._asdict()}

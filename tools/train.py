@@ -223,7 +223,6 @@ def _run(
     """Train to the end from wherever the directory stands, then read the test set once. Returns the summary."""
     from tqdm import tqdm
 
-    from mnas.evaluate import evaluate
     from mnas.train import DivergedError
 
     seconds = _restore(directory, trainer)
@@ -267,8 +266,7 @@ def _run(
     seconds = time.monotonic() - begun
     last = {row["arch"]: row for row in trainer.rows if row["epoch"] == trainer.epoch}
     paths = []
-    for arch, network in trainer.networks():
-        score = evaluate(network, data.test.images, data.test.labels)
+    for arch, score in trainer.score(data.test).items():
         paths.append(_result(trainer.space, arch, last[arch]["val_top1"], score.top1, score.loss))
     summary = {**_identity(config), "train_seconds": round(seconds, 2), "paths": paths}
     with common.writing(directory.path):
