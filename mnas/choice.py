@@ -22,6 +22,12 @@ from mnas.masking import Region
 from mnas.merge import embed, merge
 
 EXECUTIONS = ("sliced", "masked")
+LINEAR = (
+    nn.Linear,
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+"""Layers whose output is linear in all of their parameters together."""
 STATISTICS = ("*running_mean", "*running_var", "*num_batches_tracked")
 
 
@@ -140,22 +146,71 @@ class Choice(nn.Module):
         size = self.regions[key][self.enclosing].size
         return sum(embed(slot.view(masked), size) for slot in self._slots[key])
 
-    @cached_property
+    def mixture(self, weights: Tensor) -> nn.Module:
+        """The weighted sum of all candidates as one module: a layer whose parameters are the sum of theirs.
+
+        weights (candidates,): of any sign and sum. The sum of the outputs is the output of the sum only where every
+        candidate is a single convolution or linear layer; raises ValueError elsewhere, and for weights of another
+        shape. Gradients reach the weights and the parameters of all candidates.
+        """
+        if weights.shape != (len(self),) or not weights.is_floating_point():
+            raise ValueError(
+                f"weights of a mixture are {weights.dtype} of shape {tuple(weights.shape)}; expected {len(self)} "
+                f"floating numbers, one for each of {', '.join(self.names)}"
+            )
+        outer, misfit = self._enclosing
+        widths = {name: _widths(layer) for name, layer in self.candidates.items()}
+        for name, layer in self.candidates.items():
+            if type(layer) not in LINEAR:
+                misfit = f"{name!r} is a {type(layer).__name__}, no single convolution or linear layer"
+        if len(set(widths.values())) > 1:
+            misfit = misfit or f"their widths in and out differ: {widths}"
+        if misfit:
+            raise ValueError(
+                f"{', '.join(self.names)} cannot be mixed in one layer: {misfit}; choose one by its index, or add up "
+                "the outputs of net.forward_paths"
+            )
+        tensors = {
+            name: sum(w * self._placed(key, i, outer) for i, w in enumerate(weights.unbind()))
+            for name, key in self._parameter_names.items()
+        }
+        return _fill(self.candidates[self.names[outer]], tensors)
+
+    def _placed(self, key: str, index: int, outer: int) -> Tensor:
+        """A candidate's tensor in its place in one of the enclosing candidate's shape, zeros around it."""
+        region, slots = self.regions[key][index], self._slots[key]
+        tensor = self._sliced(key, index)
+        if region not in slots:  # nested: the canvas is the one slot
+            canvas = tensor.new_zeros(prod(slots[0].size))
+            tensor = canvas.as_strided_scatter(tensor, region.size, region.stride, region.offset).view(slots[0].size)
+        return embed(tensor, self.regions[key][outer].size)
+
+    @property
     def enclosing(self) -> int:
         """The index of the candidate that computes every other one when its tensors are padded with zeros.
 
         Raises ValueError where there is none: masked execution does not exist for such a choice.
         """
+        outer, misfit = self._enclosing
+        if misfit:
+            raise ValueError(f'{misfit}; use execution="sliced"')
+        return outer
+
+    @cached_property
+    def _enclosing(self) -> tuple[int, str | None]:
+        """The largest candidate, and why it does not enclose all others if it does not."""
         outer = max(range(len(self)), key=lambda i: sum(prod(r.size) for r in self._regions(i) if r is not None))
         for inner in range(len(self)):
             reason = _misfit(self.candidates[self.names[outer]], self.candidates[self.names[inner]], self.nested)
             reason = reason or _shape_misfit(self._regions(outer), self._regions(inner))
             if reason:
-                raise ValueError(
-                    f"{self.names[inner]!r} cannot be computed inside {self.names[outer]!r} by masking: {reason}; "
-                    'use execution="sliced"'
-                )
-        return outer
+                what = f"{self.names[inner]!r} cannot be computed inside {self.names[outer]!r} by masking"
+                return outer, f"{what}: {reason}"
+        for key, slots in self._slots.items():
+            region = self.regions[key][outer]
+            if region is not None and any(not _fits(slot.size, region.size) for slot in slots):
+                return outer, f"no candidate is as large as all together, {slots[0].size} in {key!r}"
+        return outer, None
 
     def _regions(self, index: int) -> list[Region | None]:
         return [regions[index] for regions in self.regions.values()]
@@ -265,7 +320,7 @@ def _misfit(outer: nn.Module, inner: nn.Module, nested: bool) -> str | None:
     if type(outer) is not type(inner):
         return f"{type(inner).__name__} is no {type(outer).__name__}"
     if isinstance(outer, _ConvNd):
-        for option in ("stride", "groups", "padding_mode", *(() if nested else ("dilation",))):
+        for option in ("stride", "groups", "padding_mode", "output_padding", *(() if nested else ("dilation",))):
             if getattr(outer, option) != getattr(inner, option):
                 return f"{option} {getattr(inner, option)} is not {getattr(outer, option)}"
         if outer.padding_mode != "zeros" or _margins(outer) != _margins(inner):
@@ -281,7 +336,13 @@ def _misfit(outer: nn.Module, inner: nn.Module, nested: bool) -> str | None:
 
 def _margins(conv: _ConvNd) -> tuple[object, ...]:
     """What padding leaves after half a kernel: equal margins mean equally centred kernels."""
-    if isinstance(conv.padding, str):
-        return conv.padding, *(k % 2 for k in conv.kernel_size)
-    half = (d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
-    return tuple(2 * p - h for p, h in zip(conv.padding, half, strict=True))
+    extents = [d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+    if conv.padding == "same":
+        return tuple("more behind than before" if extent % 2 else 0 for extent in extents)
+    padding = [0] * len(extents) if conv.padding == "valid" else conv.padding
+    return tuple(2 * p - extent for p, extent in zip(padding, extents, strict=True))
+
+
+def _widths(layer: nn.Module) -> tuple[int, ...]:
+    names = ("in_channels", "out_channels", "in_features", "out_features")
+    return tuple(getattr(layer, name) for name in names if hasattr(layer, name))

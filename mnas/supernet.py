@@ -57,8 +57,13 @@ class Supernet(nn.Module):
                             'because zeros in an unused part change its result; use execution="sliced"'
                         )
 
-    def forward(self, x: Tensor, path: Path) -> Tensor:
-        """Logits (B, classes) of one path for a batch x (B, C, H, W)."""
+    def forward(self, x: Tensor, path: Path | Sequence[int | Tensor]) -> Tensor:
+        """Logits (B, classes) of one path for a batch x (B, C, H, W).
+
+        In place of an index, a choice may be given a weight for each candidate, a tensor (candidates,): then it
+        computes the weighted sum of their outputs as one layer with the weighted sum of their parameters (Liu et al.,
+        ICLR 2019, section 2.2, at the cost of one). Raises ValueError where that is not the same.
+        """
         return self.subnet(path)(x)
 
     def forward_paths(self, x: Tensor, paths: Sequence[Path]) -> list[Tensor]:
@@ -74,15 +79,22 @@ class Supernet(nn.Module):
         found = dict(prefix.walk(root, x))
         return [found[number] for number in range(len(paths))]
 
-    def subnet(self, path: Path, execution: str | None = None) -> nn.Module:
-        """The path as a module: the model with every choice replaced by its candidate, on the shared tensors.
+    def subnet(self, path: Path | Sequence[int | Tensor], execution: str | None = None) -> nn.Module:
+        """The path as a module: the model with every choice replaced by its candidate (or a mixture), on the shared
+        tensors.
 
         Its views belong to the autograd graph of this moment, so take a new one for every forward pass; to keep a
         network, `mnas.export` it.
         """
-        path = self.space.check(path)
+        if isinstance(path, (tuple, list)):
+            self.space.check([0 if isinstance(entry, Tensor) else entry for entry in path])
+        else:
+            self.space.check(path)  # raises
         execution = execution or self.execution
-        candidates = [c.candidate(i, execution) for c, i in zip(self._choices, path, strict=True)]
+        candidates = [
+            choice.mixture(entry) if isinstance(entry, Tensor) else choice.candidate(entry, execution)
+            for choice, entry in zip(self._choices, path, strict=True)
+        ]
         return substitute(self.model, dict(zip(self._choices, candidates, strict=True)))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
