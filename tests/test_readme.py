@@ -32,6 +32,7 @@ def test_the_walk_through_a_new_space_runs_and_is_short(capsys):
 
 def test_every_command_parses(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import benchmark
     import evaluate
     import export
     import freezing
@@ -39,7 +40,7 @@ def test_every_command_parses(monkeypatch):
     import train
 
     tools = {"train.py": train, "evaluate.py": evaluate, "export.py": export}
-    tools |= {"freezing.py": freezing, "spaces.py": spaces}
+    tools |= {"freezing.py": freezing, "spaces.py": spaces, "benchmark.py": benchmark}
     parsed = 0
     for line in BASH:
         for command in line.split("&&"):
@@ -62,7 +63,7 @@ def test_both_set_up_commands_make_their_environment_and_ci_runs_the_second():
 
 def test_files_in_the_map_exist():
     rows = re.findall(r"^\| (`[a-z/_.]+`(?:, `[a-z/_.]+`)*) \|", README, flags=re.MULTILINE)
-    assert len(rows) == 18
+    assert len(rows) == 19
     for row in rows:
         first, *others = re.findall(r"`([a-z/_.]+)`", row)
         for name in (first, *(f"{first.rpartition('/')[0]}/{other}" for other in others)):

@@ -1,0 +1,92 @@
+"""tools/benchmark.py: what it compares with is right, its errors, its rows, and that the page says what they say."""
+
+import json
+import re
+
+import pytest
+import torch
+from conftest import ROOT, rows, tool
+from test_tools import in_process
+from torch import nn
+from yardsticks import Modular, NaiveMerged
+
+import mnas
+
+RESULTS = ROOT / "results" / "benchmarks"
+
+
+@pytest.mark.parametrize("name", ["mil4", "mil9"])
+def test_the_modular_supernet_is_the_same_network(name):
+    space = mnas.spaces.get(name)
+    nets = []
+    for make in (mnas.Supernet, Modular):
+        torch.manual_seed(0)
+        nets.append(make(space))
+    x = torch.randn(3, *space.input_shape)
+    for path in space.paths():
+        assert torch.equal(nets[0](x, path), nets[1](x, path))
+
+
+def test_the_naive_supernet_is_the_same_network_and_zeroes_gradients():
+    space = mnas.spaces.plain(candidates=3, channels=(2, 3), hidden=5)
+    nets = []
+    for make in (mnas.Supernet, NaiveMerged):
+        torch.manual_seed(0)
+        nets.append(make(space).double())
+    x = torch.randn(3, *space.input_shape, dtype=torch.float64)
+    for path in space.paths():
+        torch.testing.assert_close(nets[0](x, path), nets[1](x, path), rtol=1e-12, atol=1e-12)
+    nets[1].zero_grad()
+    nets[1](x, (0, 2)).square().sum().backward()
+    first, second = (nets[1].stages[number].weight.grad for number in (0, 3))
+    assert [bool(g.any()) for g in (*first, *second)] == [True, False, False, False, False, True]
+    border = torch.ones(5, 5, dtype=torch.bool)
+    border[1:4, 1:4] = False
+    assert not second[2][..., border].any()
+    assert not first[0][..., border].any()
+
+
+def test_what_is_no_convolution_has_no_naive_form():
+    space = mnas.SearchSpace(lambda: nn.Sequential(nn.Flatten(), mnas.Choice({"a": nn.Linear(784, 2)})))
+    with pytest.raises(ValueError, match="written for convolutions"):
+        NaiveMerged(space)
+
+
+BAD = {
+    "suite": (["--only", "speed"], 'Invalid value "speed" for --only'),
+    "page": (["--page", "docs/nothing.md"], "--page docs/nothing.md is no file"),
+    "page without marks": (["--page", "docs/design.md"], "--page docs/design.md lacks the marks <!-- step -->"),
+    "threads": (["--threads", 0], 'Invalid value "0" for --threads'),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_status_2(case, monkeypatch, capsys):
+    arguments, message = BAD[case]
+    monkeypatch.chdir(ROOT)
+    status, _, error = in_process(monkeypatch, capsys, "benchmark", *arguments)
+    assert (status, error.count("\n")) == (2, 1)
+    assert message in error
+
+
+def test_a_quick_run_writes_rows_and_leaves_the_page_alone(tmp_path):
+    page = (ROOT / "docs" / "benchmarks.md").read_bytes()
+    done = tool("benchmark", "--quick", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert page == (ROOT / "docs" / "benchmarks.md").read_bytes()
+    for suite, number in (("step", 4 * 5 * 4), ("scaling", 2 * 4 * 3), ("evaluate", 2 * 2), ("mixture", 3 * 4)):
+        measured = rows(tmp_path / "out" / f"{suite}.jsonl")
+        assert len(measured) == number
+        assert all(seconds > 0 for row in measured for seconds in row["seconds"])
+        config = json.loads((tmp_path / "out" / f"{suite}-config.json").read_text())
+        assert config["quick"]
+        assert "torch" in config["environment"]
+
+
+@pytest.mark.parametrize("suite", ["step", "scaling", "evaluate", "mixture"])
+def test_the_page_says_what_the_rows_say(suite):
+    import benchmark
+
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    (text,) = re.findall(rf"<!-- {suite} -->\n(.*?)\n<!-- end of", page, flags=re.DOTALL)
+    assert benchmark.TABLES[suite](rows(RESULTS / f"{suite}.jsonl")) == text
