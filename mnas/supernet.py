@@ -86,10 +86,8 @@ class Supernet(nn.Module):
         Its views belong to the autograd graph of this moment, so take a new one for every forward pass; to keep a
         network, `mnas.export` it.
         """
-        if isinstance(path, (tuple, list)):
-            self.space.check([0 if isinstance(entry, Tensor) else entry for entry in path])
-        else:
-            self.space.check(path)  # raises
+        mixed = isinstance(path, (tuple, list)) and any(isinstance(entry, Tensor) for entry in path)
+        self.space.check(tuple(0 if isinstance(entry, Tensor) else entry for entry in path) if mixed else path)
         execution = execution or self.execution
         candidates = [
             choice.mixture(entry) if isinstance(entry, Tensor) else choice.candidate(entry, execution)
