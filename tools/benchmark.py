@@ -66,11 +66,7 @@ def main(options: Options | None = None) -> None:
     if not options.quick:
         common.check_page(options.page, suites)
 
-    import json
-
     import torch
-
-    from mnas.checkpoint import environment, write_atomically, write_json
 
     common.configure_runtime(options.threads or common.default_threads())
     out = options.out or Path("results/benchmarks-quick" if options.quick else "results/benchmarks")
@@ -78,16 +74,11 @@ def main(options: Options | None = None) -> None:
     for suite in suites:
         torch.manual_seed(options.seed)
         rows = list(measure[suite](options.quick, random.Random(options.seed)))
-        with common.writing(out):
-            out.mkdir(parents=True, exist_ok=True)
-            write_atomically(out / f"{suite}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-            settings = {"suite": suite, "quick": options.quick, "seed": options.seed, "seconds_are": "wall time"}
-            write_json(out / f"{suite}-config.json", {**settings, "environment": environment()})
+        common.record(out, suite, rows, suite=suite, quick=options.quick, seed=options.seed, seconds_are="wall time")
         text = TABLES[suite](rows)
         print(f"\n{suite}\n{text}")
         if not options.quick:
-            with common.writing(options.page):
-                write_atomically(options.page, common.replaced(options.page.read_text(), suite, text))
+            common.publish(options.page, suite, text)
 
 
 def pictures(space: SearchSpace, number: int) -> tuple[Tensor, Tensor]:

@@ -228,6 +228,26 @@ def check_page(page: Path, parts: tuple[str, ...]) -> None:
             raise Failure(f"--page {page} lacks the marks {begin.strip()} and {end}; restore them", status=2)
 
 
+def record(out: Path, part: str, rows: list[dict[str, Any]], /, **settings: Any) -> None:
+    """Measured rows, OUT/<part>.jsonl, and beside them how they were measured."""
+    import json
+
+    from mnas.checkpoint import environment, write_atomically, write_json
+
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / f"{part}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_json(out / f"{part}-config.json", {**settings, "environment": environment()})
+
+
+def publish(page: Path, part: str, text: str) -> None:
+    """Bring the table of a part on a page up to date."""
+    from mnas.checkpoint import write_atomically
+
+    with writing(page):
+        write_atomically(page, replaced(page.read_text(), part, text))
+
+
 def replaced(page: str, part: str, text: str) -> str:
     """The page with a new table between the marks of a part."""
     begin, end = _marks(part)

@@ -77,26 +77,17 @@ def main(options: Options | None = None) -> None:
     if not options.quick:
         common.check_page(options.page, parts)
 
-    import json
-
-    from mnas.checkpoint import environment, write_atomically, write_json
-
     common.configure_runtime(options.threads or common.default_threads())
     out = options.out or Path("results/freezing-quick" if options.quick else "results/freezing")
     measure = {"drift": drift, "cost": cost, "memory": memory}
     tables = {"drift": drift_table, "cost": cost_table, "memory": memory_table}
     for part in parts:
         rows = list(measure[part](options.quick, options.seed))
-        with common.writing(out):
-            out.mkdir(parents=True, exist_ok=True)
-            write_atomically(out / f"{part}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-            settings = {"part": part, "quick": options.quick, "seed": options.seed, "seconds_are": "wall time"}
-            write_json(out / f"{part}-config.json", {**settings, "environment": environment()})
+        common.record(out, part, rows, part=part, quick=options.quick, seed=options.seed, seconds_are="wall time")
         text = tables[part](rows)
         print(f"\n{part}\n{text}")
         if not options.quick:
-            with common.writing(options.page):
-                write_atomically(options.page, common.replaced(options.page.read_text(), part, text))
+            common.publish(options.page, part, text)
 
 
 def drift(quick: bool, seed: int) -> Iterator[Row]:

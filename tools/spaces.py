@@ -48,22 +48,13 @@ def main(options: Options | None = None) -> None:
     if not list(options.runs.glob(SUMMARIES)):
         raise common.Failure(f"--runs {options.runs} holds no {SUMMARIES}; give it runs of tools/train.py", status=2)
 
-    import json
-
     from mnas import spaces
-    from mnas.checkpoint import environment, write_atomically, write_json
 
     rows = [row for make in spaces.SPACES.values() for row in measure(make(), options.seed)]
-    with common.writing(options.out):
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.out / "memory.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        write_json(options.out / "memory-config.json", {"seed": options.seed, "environment": environment()})
-    page = options.page.read_text()
+    common.record(options.out, "memory", rows, seed=options.seed)
     for part, text in ((MEMORY, table(rows)), (ACCURACY, accuracies(options.runs))):
         print(f"{text}\n")
-        page = common.replaced(page, part, text)
-    with common.writing(options.page):
-        write_atomically(options.page, page)
+        common.publish(options.page, part, text)
 
 
 def measure(space: SearchSpace, seed: int) -> Iterator[dict[str, Any]]:
