@@ -30,11 +30,7 @@ class Region(NamedTuple):
 
     def embed(self, values: Tensor, numel: int) -> Tensor:
         """The values, of shape `size`, in their place in a flat tensor (numel,) of zeros."""
-        flat = values.new_empty(numel)
-        end = self.offset + 1 + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
-        dense = end - self.offset == values.numel()
-        for rest in (flat[: self.offset], flat[end:]) if dense else (flat,):
-            rest.zero_()
+        flat = values.new_zeros(numel)
         self.view(flat).copy_(values)
         return flat
 
@@ -281,9 +277,15 @@ class ActiveSet:
 _ACTIVE_SETS: dict[int, ActiveSet] = {}
 
 
-def clear_active_sets(parameters: Iterable[Tensor]) -> None:
-    """Forget what was active in the parameters, because their gradients are being reset."""
+def zero_grad(parameters: Iterable[Tensor], set_to_none: bool) -> None:
+    """Reset gradients as torch does, and with them what is active."""
     for parameter in parameters:
+        grad = parameter.grad
+        if grad is not None:
+            if set_to_none:
+                parameter.grad = None
+            else:
+                (grad.detach_() if grad.grad_fn is not None else grad.requires_grad_(False)).zero_()
         active_set = ActiveSet.of(parameter)
         if active_set is not None:
             active_set.clear()

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mnas.masking import ActiveSet, clear_active_sets
+from mnas import masking
+from mnas.masking import ActiveSet
 from mnas.partition import Partition
 
 _OPTIM = torch.optim
@@ -105,8 +106,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset gradients, and with them what is active."""
-        super().zero_grad(set_to_none)
-        clear_active_sets(self._parameters())
+        masking.zero_grad(self._parameters(), set_to_none)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:

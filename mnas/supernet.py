@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mnas import prefix
+from mnas import masking, prefix
 from mnas.choice import EXECUTIONS, substitute
-from mnas.masking import clear_active_sets
 from mnas.space import Path, SearchSpace, choices_of
 
 
@@ -97,5 +96,4 @@ class Supernet(nn.Module):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset gradients, and with them what is active."""
-        super().zero_grad(set_to_none)
-        clear_active_sets(self.parameters())
+        masking.zero_grad(self.parameters(), set_to_none)
