@@ -163,6 +163,8 @@ class Choice(nn.Module):
         for name, layer in self.candidates.items():
             if type(layer) not in LINEAR:
                 misfit = f"{name!r} is a {type(layer).__name__}, no single convolution or linear layer"
+            elif is_hooked(layer) or self._buffer_names:
+                misfit = f"{name!r} has hooks or buffers, so it need not be linear"
         if len(set(widths.values())) > 1:
             misfit = misfit or f"their widths in and out differ: {widths}"
         if misfit:
@@ -200,8 +202,10 @@ class Choice(nn.Module):
     def _enclosing(self) -> tuple[int, str | None]:
         """The largest candidate, and why it does not enclose all others if it does not."""
         outer = max(range(len(self)), key=lambda i: sum(prod(r.size) for r in self._regions(i) if r is not None))
+        # Zeros between the taps of a dilated kernel are there on a shared canvas only.
+        on_canvas = self.nested and all(len(s) == 1 for s in self._slots.values() if len(s[0].size) > 2)
         for inner in range(len(self)):
-            reason = _misfit(self.candidates[self.names[outer]], self.candidates[self.names[inner]], self.nested)
+            reason = _misfit(self.candidates[self.names[outer]], self.candidates[self.names[inner]], on_canvas)
             reason = reason or _shape_misfit(self._regions(outer), self._regions(inner))
             if reason:
                 what = f"{self.names[inner]!r} cannot be computed inside {self.names[outer]!r} by masking"
@@ -214,6 +218,12 @@ class Choice(nn.Module):
 
     def _regions(self, index: int) -> list[Region | None]:
         return [regions[index] for regions in self.regions.values()]
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling the module does more, or something else, than its class says."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
 
 
 def shallow_copy(module: nn.Module) -> nn.Module:

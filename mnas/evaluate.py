@@ -46,6 +46,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> Score:
 
     The model's mode is as before afterwards. For paths of a supernet: `evaluate_paths`.
     """
+    _check(images)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     sums = _Sums()
@@ -75,6 +76,7 @@ def evaluate_paths(
     once, the recalibration included. progress: is told how many pictures have been scored since the last call, each
     path's counted. The supernet is not changed.
     """
+    _check(images)
     paths = [net.space.check(path) for path in paths]
     model = compact(net.model)
     if bn_images is not None and _uses_layers_twice(model):  # their statistics depend on all of the path
@@ -101,6 +103,11 @@ def evaluate_paths(
     return [of_path.score() for of_path in sums]
 
 
+def _check(images: Tensor) -> None:
+    if not len(images):
+        raise ValueError("there are no images to score on; give at least one")
+
+
 def _uses_layers_twice(model: nn.Module) -> bool:
     layers = [module for stage in prefix.stages(model) for module in stage.modules()]
     return len(layers) != len(set(layers))
@@ -112,13 +119,19 @@ Statistics = dict[prefix.Node, list[tuple[nn.Module, Tensor, Tensor]]]
 def _recalibrate(root: prefix.Node, images: Tensor) -> Statistics:
     """The running mean and variance of each BatchNorm at each node, for what comes before it there."""
     inputs, statistics = batches(images), {}
-    if not any(statistics_of(module) for module in root.distinct()):
+    layers = [layer for module in root.distinct() for layer in statistics_of(module)]
+    if not layers:
         return statistics
+    stored = {layer: (layer.running_mean.clone(), layer.running_var.clone()) for layer in layers}
 
     def step(node: prefix.Node, inputs: list[Any]) -> list[Any]:
+        layers = [layer for module in node.modules for layer in statistics_of(module)]
+        for layer in layers:  # a layer out of reach keeps its own, not those of another node
+            mean, variance = stored[layer]
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_(variance)
         for module in node.modules:
             inputs = pool(module, inputs)
-        layers = [layer for module in node.modules for layer in statistics_of(module)]
         statistics[node] = [(layer, layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]
         return inputs
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map
 
-from mnas.choice import Choice, substitute
+from mnas.choice import Choice, is_hooked, substitute
 from mnas.space import Path, choices_of
 
 Step = Callable[["Node", Any], Any]
+Chosen = list[tuple[nn.Module, list[tuple[Choice, int]]]]
 
 
 @dataclass(eq=False)
@@ -34,8 +35,7 @@ class Node:
 
 def stages(model: nn.Module) -> list[nn.Module]:
     """The steps of a (nested) nn.Sequential; any other model is a single one."""
-    hooks = model._forward_hooks or model._forward_pre_hooks or model._backward_hooks or model._backward_pre_hooks
-    if type(model) is nn.Sequential and not hooks:
+    if type(model) is nn.Sequential and not is_hooked(model):
         return [stage for child in model for stage in stages(child)]
     return [model]
 
@@ -48,35 +48,57 @@ def tree(model: nn.Module, paths: Sequence[Path], candidate: Callable[[Choice, i
     """
     positions = {choice: position for position, choice in enumerate(choices_of(model))}
     chosen = [(stage, [(c, positions[c]) for c in choices_of(stage)]) for stage in stages(model)]
-    made: dict[tuple[int, tuple[int, ...]], nn.Module] = {}
+    return _grow(chosen, 0, paths, list(range(len(paths))), candidate, {}) if paths else Node()
 
-    def grow(start: int, numbers: list[int]) -> Node:
-        node = Node()
-        for number in range(start, len(chosen)):
-            stage, choices = chosen[number]
-            groups: dict[tuple[int, ...], list[int]] = {}
-            for n in numbers:
-                groups.setdefault(tuple(paths[n][position] for _, position in choices), []).append(n)
-            if len(groups) > 1:
-                node.children = [grow(number, group) for group in groups.values()]
-                return node
-            (indices,) = groups
-            if (number, indices) not in made:
-                candidates = {c: candidate(c, i) for (c, _), i in zip(choices, indices, strict=True)}
-                made[number, indices] = substitute(stage, candidates)
-            node.modules.append(made[number, indices])
-        node.numbers = numbers
-        return node
 
-    return grow(0, list(range(len(paths)))) if paths else Node()
+def _grow(
+    chosen: Chosen,
+    start: int,
+    paths: Sequence[Path],
+    numbers: list[int],
+    candidate: Callable[[Choice, int], nn.Module],
+    made: dict[tuple[int, tuple[int, ...]], nn.Module],
+) -> Node:
+    """The tree of those paths behind a stage. made: the modules of stages so far."""
+    node = Node()
+    for number in range(start, len(chosen)):
+        stage, choices = chosen[number]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for n in numbers:
+            groups.setdefault(tuple(paths[n][position] for _, position in choices), []).append(n)
+        if len(groups) > 1:
+            node.children = [_grow(chosen, number, paths, group, candidate, made) for group in groups.values()]
+            return node
+        (indices,) = groups
+        if (number, indices) not in made:
+            candidates = {c: candidate(c, i) for (c, _), i in zip(choices, indices, strict=True)}
+            made[number, indices] = substitute(stage, candidates)
+        node.modules.append(made[number, indices])
+    node.numbers = numbers
+    return node
 
 
 def walk(node: Node, x: Any, step: Step | None = None) -> Iterator[tuple[int, Any]]:
     """Depth first: the number of each path with its output. step: what to do at a node instead of running its modules.
 
-    Raises RuntimeError where a layer without an `inplace` attribute changes what other branches still need.
+    Stages are taken to be functions of their input. Raises ValueError where paths part at something other than
+    tensors and numbers, or lists, tuples and dicts of them.
     """
-    yield from _walk(node, x, step or run, copies=any(map(_works_in_place, node.distinct())))
+    y = (step or run)(node, x)
+    del x
+    yield from ((number, y) for number in node.numbers)
+    for child in node.children:
+        # A branch may work in place on what it is given, even behind layers that hand their input on.
+        own = y if child is node.children[-1] else tree_map(_copied, y)
+        yield from walk(child, own, step)
+
+
+def _copied(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.clone()
+    if x is not None and not isinstance(x, (bool, int, float, str)):
+        raise ValueError(f"paths part at a {type(x).__name__}, which cannot be copied for each; run path by path")
+    return x
 
 
 def run(node: Node, x: Any) -> Any:
@@ -84,27 +106,3 @@ def run(node: Node, x: Any) -> Any:
     for module in node.modules:
         x = module(x)
     return x
-
-
-def _walk(node: Node, x: Any, step: Step, copies: bool) -> Iterator[tuple[int, Any]]:
-    y = step(node, x)
-    del x
-    yield from ((number, y) for number in node.numbers)
-    for child in node.children:
-        before = _versions(y)
-        # A branch may work in place on what it is given, even behind layers that pass their input on.
-        shared = copies and child is not node.children[-1]
-        yield from _walk(child, tree_map_only(Tensor, Tensor.clone, y) if shared else y, step, copies)
-        if child is not node.children[-1] and _versions(y) != before:
-            raise RuntimeError(
-                "a layer changes its input in place, which other paths share; give it an attribute inplace=True, or "
-                "run path by path"
-            )
-
-
-def _versions(x: Any) -> list[int]:
-    return [t._version for t in tree_leaves(x) if isinstance(t, Tensor) and not t.is_inference()]
-
-
-def _works_in_place(module: nn.Module) -> bool:
-    return any(getattr(m, "inplace", False) for m in module.modules())

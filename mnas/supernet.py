@@ -70,8 +70,9 @@ class Supernet(nn.Module):
 
         Equal, bit for bit, to one `net(x, path)` after the other, and differentiable: several paths in one training
         step. What paths have in common up to their first difference is computed once if the model is a (nested)
-        nn.Sequential; such layers update running statistics and draw random numbers once, too. Without gradients,
-        memory grows with the depth of the model and not with the number of paths.
+        nn.Sequential, whose layers are taken to be functions of their input; shared ones update running statistics and
+        draw random numbers once, too. Results may share memory, those of equal paths do. Without gradients, memory
+        grows with the depth of the model and not with the number of paths.
         """
         paths = [self.space.check(path) for path in paths]
         root = prefix.tree(self.model, paths, lambda choice, index: choice.candidate(index, self.execution))

@@ -134,6 +134,42 @@ def test_what_is_not_linear_is_refused_with_the_reason(case):
         mnas.Choice(candidates).mixture(torch.ones(2))
 
 
+def hooked(kernel):
+    layer = conv(kernel)
+    layer.register_forward_hook(lambda _, __, y: y.relu())
+    return layer
+
+
+def hooked_before(kernel):
+    layer = conv(kernel)
+    layer.register_forward_pre_hook(lambda m, inputs: inputs[0] * m.kernel_size[0])
+    return layer
+
+
+def normed(kernel):
+    return nn.utils.parametrizations.weight_norm(conv(kernel))
+
+
+def buffered(kernel):
+    layer = conv(kernel)
+    layer.register_buffer("scale", torch.ones(()))
+    return layer
+
+
+@pytest.mark.parametrize("make", [hooked, hooked_before, normed, buffered])
+def test_layers_that_do_more_than_their_class_says_are_refused(make):
+    choice = mnas.Choice({"a": make(3), "b": make(5)})
+    with pytest.raises(ValueError, match=r"has hooks or buffers|no single convolution"):
+        choice.mixture(torch.ones(2))
+
+
+@pytest.mark.parametrize("separate", [("weight",), ("*",)])
+def test_dilated_kernels_that_do_not_share_a_canvas_are_refused(separate):
+    candidates = {"d2": conv(3, 2), "k5": conv(5)}
+    with pytest.raises(ValueError, match="dilation"):
+        mnas.Choice(candidates, nested=True, separate=separate).mixture(torch.ones(2))
+
+
 def test_no_candidate_as_large_as_the_canvas():
     choice = mnas.Choice({"d1": conv(3), "d2": conv(3, 2)}, nested=True)
     with pytest.raises(ValueError, match=re.escape("no candidate is as large as all together, (3, 2, 5, 5)")):

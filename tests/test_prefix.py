@@ -1,6 +1,7 @@
 """Shared prefixes: many paths at once against one after the other, bit for bit."""
 
 import copy
+import gc
 import weakref
 
 import pytest
@@ -172,15 +173,112 @@ def test_memory_grows_with_depth_and_not_with_the_number_of_paths():
     assert Watch.peak <= 7
 
 
-def test_unknown_work_in_place_is_refused():
-    class Sneaky(nn.Module):
-        def forward(self, x):
-            return x.add_(1)
+class Sneaky(nn.Module):
+    """Works in place and does not say so."""
 
-    space = with_(lambda: conv(1, 1), lambda: mnas.Choice({"a": Sneaky(), "b": nn.Identity()}))
-    net = mnas.Supernet(space)
-    with pytest.raises(RuntimeError, match="changes its input in place"), torch.no_grad():
-        net.forward_paths(torch.zeros(1, 1, 6, 6), [(0,), (1,)])
+    def forward(self, x):
+        return x.add_(1)
+
+
+class Wrap(nn.Module):
+    """Hands on more than a tensor."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def forward(self, x):
+        return self.make(x)
+
+
+class Grow(nn.Module):
+    """Changes the container that it is given, and what is in it."""
+
+    def forward(self, x):
+        x["y"] = x["x"].mul_(3)
+        return x
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_work_in_place_stays_in_its_branch(mode, order):
+    space = with_(
+        lambda: conv(1, 1),
+        lambda: mnas.Choice([[("a", Sneaky()), ("b", nn.Identity())][i] for i in order]),
+        lambda: Wrap(lambda x: {"x": x * 1}),
+        lambda: mnas.Choice([[("a", Grow()), ("b", nn.Identity())][i] for i in order]),
+        lambda: Wrap(lambda x: x["x"] + x.get("y", 0)),
+    )
+    net, x = mnas.Supernet(space), torch.randn(2, 1, 6, 6)
+    paths = list(space.paths())
+    with mode():
+        for path, logits in zip(paths, net.forward_paths(x, paths), strict=True):
+            assert torch.equal(logits, net(x, path)), path
+        labels = torch.tensor([3, 7])
+        scores = [mnas.evaluate(export(net, path), x, labels) for path in paths]
+        assert mnas.evaluate_paths(net, paths, x, labels) == scores
+
+
+def test_paths_that_part_at_an_object_are_refused():
+    class Holder:
+        pass
+
+    def holding(**ends):
+        return with_(lambda: Wrap(lambda x: (Holder(), x)), lambda: mnas.Choice(ends))
+
+    space = holding(a=Wrap(lambda x: x[1]), b=Wrap(lambda x: -x[1]))
+    space_of_one = holding(a=Wrap(lambda x: x[1]))
+    x = torch.zeros(1, 1, 6, 6)
+    with pytest.raises(ValueError, match="paths part at a Holder"):
+        mnas.Supernet(space).forward_paths(x, [(0,), (1,)])
+    assert len(mnas.Supernet(space_of_one).forward_paths(x, [(0,), (0,)])) == 2
+
+
+def test_nothing_is_kept_after_it(small):
+    net, x = mnas.Supernet(small, "masked"), torch.zeros(2, 1, 28, 28)
+    mnas.evaluate_paths(net, [(0, 0), (1, 1)], x, torch.tensor([0, 1]))
+
+    def alive():
+        return sum(issubclass(type(thing), (nn.Module, torch.Tensor)) for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()  # what is in a cycle would stay
+    try:
+        before = alive()
+        mnas.evaluate_paths(net, [(0, 0), (1, 1)], x, torch.tensor([0, 1]))
+        net.forward_paths(x, [(0, 0), (1, 1)])
+        assert alive() == before
+    finally:
+        gc.enable()
+
+
+def test_scores_need_images(small):
+    net = mnas.Supernet(small)
+    nothing = torch.zeros(0, 1, 28, 28), torch.zeros(0, dtype=torch.int64)
+    for score in (lambda: mnas.evaluate_paths(net, [(0, 0)], *nothing), lambda: mnas.evaluate(net, *nothing)):
+        with pytest.raises(ValueError, match="there are no images"):
+            score()
+
+
+def test_a_layer_out_of_reach_keeps_its_own_statistics():
+    class Sometimes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(1)
+
+        def forward(self, x):
+            return self.norm(x) if x.mean() > 0 else x
+
+    space = with_(
+        lambda: mnas.Choice({"up": Wrap(lambda x: x + 9), "down": Wrap(lambda x: x - 9)}),
+        Sometimes,
+    )
+    net, x, labels = mnas.Supernet(space), torch.randn(8, 1, 6, 6), torch.arange(8)
+    shifted = x + 11  # on these, the layer is reached along both paths
+    for paths in ([(0,), (1,)], [(1,), (0,)]):
+        scores = mnas.evaluate_paths(net, paths, shifted, labels, bn_images=x)
+        for path, score in zip(paths, scores, strict=True):
+            assert score == mnas.evaluate(mnas.recalibrate(export(net, path), x), shifted, labels)
 
 
 def test_paths_are_checked(small):
@@ -190,6 +288,9 @@ def test_paths_are_checked(small):
 
 def test_hooks_on_a_sequence_run():
     net, paths, x = supernet("mil4")
+    patched = copy.deepcopy(net)
+    patched.model.forward = lambda x: x
+    assert all(torch.equal(y, x) for y in patched.forward_paths(x, paths))
     called = []
     net.model.register_forward_hook(lambda *_: called.append(1))
     net.forward_paths(x, paths)
