@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 VALIDATION_IMAGES = 5_000
 
@@ -75,6 +76,15 @@ def load(dataset: str, root: str | Path = "data") -> Data:
         validation=_split(train_images[held_out], train_labels[held_out], normalise),
         test=_split(test_images, test_labels, normalise),
     )
+
+
+def shifted(images: Tensor, most: int = 2) -> Tensor:
+    """Pictures (N, C, H, W), each moved by up to so many pixels in both directions; torch's generator decides how far.
+    What comes in from outside is as the border."""
+    number, _, height, width = images.shape
+    windows = F.pad(images, [most] * 4, mode="replicate").unfold(2, height, 1).unfold(3, width, 1)
+    down, right = torch.randint(2 * most + 1, (2, number))
+    return torch.empty_like(images).copy_(windows[torch.arange(number), :, down, right])
 
 
 def read_idx_xz(name: str, folder: Path | None = None) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnas.data import Split
+from mnas.data import Split, shifted
 from mnas.evaluate import Score, evaluate, evaluate_paths
 from mnas.export import standalone
 from mnas.optim import MaskedOptimizer
@@ -28,16 +28,18 @@ BN_IMAGES = 2_000  # the first training images, for recalibrated statistics
 class Recipe:
     """SGD with Nesterov momentum under a one-cycle learning rate (Smith and Topin, 2019) that peaks at `lr`.
 
-    precision: "fp32", or "bf16" for bfloat16 in the forward and backward pass with weights and loss in float32.
-    validate_every: epochs between validations; there is one after the last epoch in any case.
+    epochs: may end within one, as in 0.25. precision: "fp32", or "bf16" for bfloat16 in the forward and backward pass
+    with weights and loss in float32. augment: "none", or "shift" for pictures moved by up to two pixels, each its own
+    way. validate_every: epochs between validations; there is one at the end in any case.
     """
 
-    epochs: int
+    epochs: float
     batch_size: int = 128
     lr: float = 0.08
     momentum: float = 0.9
     weight_decay: float = 5e-4
     precision: str = "fp32"
+    augment: str = "none"
     validate_every: int = 1
 
 
@@ -70,7 +72,7 @@ class Trainer:
         self.recipe = recipe
         self.batch_size = min(recipe.batch_size, len(train))
         self.steps_per_epoch = len(train) // self.batch_size  # the rest of an epoch's shuffle is left out
-        self.total_steps = recipe.epochs * self.steps_per_epoch
+        self.total_steps = max(1, round(recipe.epochs * self.steps_per_epoch))
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=recipe.lr, total_steps=self.total_steps, cycle_momentum=False
         )
@@ -84,9 +86,15 @@ class Trainer:
         self._updates_before: dict[str, int] = {}  # those before the last validation
 
     @property
-    def epoch(self) -> int:
-        """Finished epochs."""
-        return self.step // self.steps_per_epoch
+    def epoch(self) -> float:
+        """Epochs so far; whole ones as an int."""
+        whole, rest = divmod(self.step, self.steps_per_epoch)
+        return whole + round(rest / self.steps_per_epoch, 4) if rest else whole
+
+    @property
+    def due(self) -> bool:
+        """Whether an epoch has just ended, or the training."""
+        return self.step > 0 and (self.finished or self.step % self.steps_per_epoch == 0)
 
     @property
     def finished(self) -> bool:
@@ -104,8 +112,11 @@ class Trainer:
         path = next(self.sampler)
         self.module.train()
         self.optimizer.zero_grad()
+        images = self.train.images[batch]
+        if self.recipe.augment == "shift":
+            images = shifted(images)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            logits = self.forward(self.train.images[batch], path)
+            logits = self.forward(images, path)
         loss = F.cross_entropy(logits.float(), self.train.labels[batch])
         value = loss.item()
         arch = self.space.format(path)
@@ -117,7 +128,7 @@ class Trainer:
         self.step += 1
         self._loss_sums[arch] = self._loss_sums.get(arch, 0.0) + value
         self._updates[arch] = self._updates.get(arch, 0) + 1
-        if self.step % self.steps_per_epoch == 0:
+        if self.due:
             self._end_epoch()
         return value
 
@@ -156,7 +167,8 @@ class Trainer:
         self._order = torch.randperm(len(self.train), generator=self._shuffler)
 
     def _end_epoch(self) -> None:
-        self._epoch_start = self._shuffler.get_state()
+        if self.step % self.steps_per_epoch == 0:
+            self._epoch_start = self._shuffler.get_state()
         if self.epoch % self.recipe.validate_every and not self.finished:
             return
         for arch, score in self.score(self.validation).items():
@@ -184,17 +196,21 @@ def supernet_trainer(
     execution: str = "sliced",
     sampler: str = "uniform",
     bn: str = "stored",
+    policy: str = "frozen",
+    watched: list[Path] | None = None,
 ) -> Trainer:
     """Single-path one-shot training: a path is sampled for each step, and only what it uses is updated.
 
     bn: the running statistics that networks are scored with, "stored" in the supernet or "recalibrate"d for each.
+    policy: of the MaskedOptimizer; under "torch", stock momentum and decay go on in what a step does not use. watched:
+    the networks to score; by default all, or 16 of a larger space.
     """
     init_seed, sampler_seed, shuffle_seed = _seeds(seed)
     torch.manual_seed(init_seed)
     net = Supernet(space, execution)
-    optimizer = MaskedOptimizer(torch.optim.SGD, net, **_options(recipe))
-
-    watched = list(space.paths()) if space.size <= WATCHED else _draw(space, WATCHED, sampler_seed)
+    optimizer = MaskedOptimizer(torch.optim.SGD, net, policy=policy, **_options(recipe))
+    if watched is None:
+        watched = list(space.paths()) if space.size <= WATCHED else _draw(space, WATCHED, sampler_seed)
 
     def score(split: Split) -> dict[str, Score]:
         bn_images = train.images[:BN_IMAGES] if bn == "recalibrate" else None
@@ -206,12 +222,23 @@ def supernet_trainer(
 
 
 def scratch_trainer(
-    space: SearchSpace, path: Path, train: Split, validation: Split, recipe: Recipe, seed: int
+    space: SearchSpace,
+    path: Path,
+    train: Split,
+    validation: Split,
+    recipe: Recipe,
+    seed: int,
+    start: dict[str, Tensor] | None = None,
 ) -> Trainer:
-    """One network of the space by itself, from a random start, with the stock optimizer: no mnas in the loop."""
+    """One network of the space by itself, with the stock optimizer: no mnas in the loop.
+
+    start: the state dict that it begins with, as that of an exported network; by default a random start.
+    """
     init_seed, _, shuffle_seed = _seeds(seed)
     torch.manual_seed(init_seed)
     network = standalone(space, path)
+    if start is not None:
+        network.load_state_dict(start)
     optimizer = torch.optim.SGD(network.parameters(), **_options(recipe))
 
     def score(split: Split) -> dict[str, Score]:

@@ -2,9 +2,13 @@
 
 import json
 import re
+import shutil
 
 import pytest
+import suites
 import torch
+from benchmark import PARTS
+from benchmark_page import FIGURES, TABLES
 from conftest import ROOT, rows, tool
 from test_tools import in_process
 from torch import nn
@@ -56,6 +60,8 @@ BAD = {
     "suite": (["--only", "speed"], 'Invalid value "speed" for --only'),
     "page": (["--page", "docs/nothing.md"], "--page docs/nothing.md is no file"),
     "page without marks": (["--page", "docs/design.md"], "--page docs/design.md lacks the marks <!-- step -->"),
+    "rows": (["--redraw", "--out", "docs"], "docs/step.jsonl holds no rows; measure them first"),
+    "both": (["--redraw", "--quick"], "--redraw is for the page, which --quick leaves alone"),
     "threads": (["--threads", 0], 'Invalid value "0" for --threads'),
 }
 
@@ -74,7 +80,8 @@ def test_a_quick_run_writes_rows_and_leaves_the_page_alone(tmp_path):
     done = tool("benchmark", "--quick", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert page == (ROOT / "docs" / "benchmarks.md").read_bytes()
-    for suite, number in (("step", 4 * 5 * 4), ("scaling", 2 * 4 * 3), ("evaluate", 2 * 2), ("mixture", 3 * 4)):
+    counts = {"step": 4 * 5 * 4, "scaling": 2 * 4 * 3, "evaluate": 2 * 2, "mixture": 3 * 4, "settings": 4, "sweep": 3}
+    for suite, number in counts.items():
         measured = rows(tmp_path / "out" / f"{suite}.jsonl")
         assert len(measured) == number
         assert all(seconds > 0 for row in measured for seconds in row["seconds"])
@@ -83,10 +90,33 @@ def test_a_quick_run_writes_rows_and_leaves_the_page_alone(tmp_path):
         assert "torch" in config["environment"]
 
 
-@pytest.mark.parametrize("suite", ["step", "scaling", "evaluate", "mixture"])
+@pytest.mark.parametrize("suite", PARTS)
 def test_the_page_says_what_the_rows_say(suite):
-    import benchmark
-
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     (text,) = re.findall(rf"<!-- {suite} -->\n(.*?)\n<!-- end of", page, flags=re.DOTALL)
-    assert benchmark.TABLES[suite](rows(RESULTS / f"{suite}.jsonl")) == text
+    assert TABLES[suite](rows(RESULTS / f"{suite}.jsonl")) == text
+
+
+def test_the_page_is_made_from_the_rows_alone(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    shutil.copy(ROOT / "docs" / "benchmarks.md", page)
+    text = page.read_text()
+    page.write_text(re.sub(r"(<!-- step -->\n).*?(<!-- end)", r"\1\2", text, flags=re.DOTALL))
+    status, _, error = in_process(monkeypatch, capsys, "benchmark", "--redraw", "--page", page, "--out", RESULTS)
+    assert (status, error) == (0, "")
+    assert page.read_text() == text
+    for part in FIGURES:
+        assert (tmp_path / "page" / f"{part}.png").stat().st_size > 5_000
+        assert f"](benchmarks/{part}.png)" in text
+        assert (ROOT / "docs" / "benchmarks" / f"{part}.png").is_file()
+
+
+def test_memory_is_what_the_step_holds_at_its_peak():
+    """A layer whose output alone counts: 1,000 x 1,000 numbers, and as many for the gradient of the sum."""
+    x = torch.zeros(1000, 1000)
+
+    def side():
+        torch.ones(1000, 1000).mul_(2).add(x)
+        return [0.0]
+
+    assert suites.peak_bytes(side) == 2 * 4 * 1000 * 1000

@@ -115,3 +115,23 @@ def test_real_fashion_mnist(tmp_path):
     reference = datasets.FashionMNIST(tmp_path, train=False)
     assert loaded.test.labels.tolist() == reference.targets.tolist()
     assert loaded.test.images[0].amax() > 1
+
+
+def test_shifted_pictures_move_each_its_own_way():
+    images = torch.zeros(200, 1, 9, 9).contiguous(memory_format=torch.channels_last)
+    images[:, 0, 4, 4] = 1
+    torch.manual_seed(0)
+    moved = data.shifted(images)
+    places = [tuple(place) for place in moved[:, 0].nonzero()[:, 1:].tolist()]
+    assert set(places) == {(row, column) for row in range(2, 7) for column in range(2, 7)}
+    assert len(places) == 200
+    assert moved.stride() == images.stride()
+    torch.manual_seed(0)
+    assert torch.equal(data.shifted(images), moved)
+
+
+def test_the_border_goes_on_outside():
+    images = torch.arange(9.0).view(1, 1, 3, 3)
+    rows = {tuple(row) for _ in range(50) for row in data.shifted(images, 1)[0, 0].tolist()}
+    assert (0.0, 0.0, 1.0) in rows
+    assert (7.0, 8.0, 8.0) in rows

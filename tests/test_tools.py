@@ -68,7 +68,7 @@ BAD = {
     "short arch": (["--mode", "scratch", "--arch", "conv3x3"], "expected one of conv3x3-conv3x3, conv3x3-conv5x5"),
     "arch of a supernet": (["--mode", "supernet", "--arch", ARCHS[0]], "is for --mode scratch"),
     "execution of a net": (["--mode", "scratch", "--arch", "all", "--execution", "masked"], "is for --mode supernet"),
-    "zero": (["--mode", "supernet", "--epochs", 0], 'Invalid value "0" for --epochs. Must be > 0'),
+    "zero": (["--mode", "supernet", "--epochs", 0], 'Invalid value "0.0" for --epochs. Must be > 0'),
     "negative": (["--mode", "supernet", "--batch-size", -4], 'Invalid value "-4" for --batch-size'),
     "nan": (["--mode", "supernet", "--lr", "nan"], 'Invalid value "nan" for --lr'),
     "infinite": (["--mode", "supernet", "--lr", "inf"], 'Invalid value "inf" for --lr'),
@@ -114,7 +114,8 @@ def test_help_needs_no_torch():
             f"sys.path.insert(0, 'tools'); runpy.run_path('tools/{name}.py', run_name='__main__')"
         )
         done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-        assert {"freezing": "--only", "spaces": "--page", "benchmark": "--only"}.get(name, "--arch") in done.stdout
+        flags = {"freezing": "--only", "spaces": "--page", "benchmark": "--only"}
+        assert flags.get(name, "--arch") in done.stdout
 
 
 def test_run_directory_follows_the_contract(supernet):

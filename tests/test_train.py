@@ -11,8 +11,8 @@ from conftest import ROOT
 
 import mnas
 from mnas.checkpoint import RunDirectory, RunError, write_atomically
-from mnas.data import Split
-from mnas.sampler import UniformSampler
+from mnas.data import Split, shifted
+from mnas.sampler import FairSampler, UniformSampler
 from mnas.train import DivergedError, Recipe, _options, _seeds, scratch_trainer, supernet_trainer
 
 
@@ -104,6 +104,67 @@ def test_bf16_computes_in_bfloat16_and_keeps_weights_in_float32(kind, small, spl
     trained = trainer.module if kind == "scratch" else mnas.export(trainer.module, path)
     assert equal(dict(trained.state_dict()), dict(model.state_dict()))
     assert {p.dtype for p in trainer.module.parameters()} == {torch.float32}
+
+
+def test_training_may_end_within_an_epoch_and_is_validated_there(small, splits):
+    recipe = Recipe(epochs=1.25, batch_size=64, lr=0.05)
+    trainer = make("uniform", small, splits, recipe=recipe)
+    assert trainer.total_steps == len(finish(trainer)) == 12
+    assert sorted({row["epoch"] for row in trainer.rows}) == [1, 1.2]
+    assert sum(row["updates"] for row in trainer.rows[-4:]) == 12
+    tiny = make("scratch", small, splits, recipe=replace(recipe, epochs=0.001))
+    assert (tiny.total_steps, len(finish(tiny)), len(tiny.rows)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "scratch"])
+def test_augmented_pictures_are_shifted_ones_and_continue_bit_for_bit(kind, small, splits):
+    recipe = Recipe(epochs=2, batch_size=64, lr=0.05, augment="shift")
+    whole, begun = (make(kind, small, splits, recipe=recipe) for _ in range(2))
+    # The generator of torch is shared by all trainers of a process: one after the other, as runs are.
+    state = torch.get_rng_state()
+    losses = finish(whole)
+    torch.set_rng_state(state)
+    first = [begun.advance() for _ in range(7)]
+    saved = copy.deepcopy(begun.state_dict())
+    resumed = make(kind, small, splits, recipe=recipe)
+    resumed.load_state_dict(saved)
+    assert first + finish(resumed) == losses
+    torch.set_rng_state(state)
+    batch = torch.randperm(640, generator=torch.Generator().manual_seed(_seeds(3)[2]))[:64]
+    fresh = make(kind, small, splits, recipe=recipe)
+    torch.set_rng_state(state)
+    seen = []
+    fresh.forward = lambda x, path: seen.append(x) or torch.zeros(len(x), 10, requires_grad=True)
+    fresh.advance()
+    torch.set_rng_state(state)
+    assert torch.equal(seen[0], shifted(splits[0].images[batch]))
+
+
+def test_the_policy_decides_whether_other_candidates_move(small, splits):
+    """A fair round of two candidates takes the others in its second step; the first have momentum by then."""
+    for policy, still in (("frozen", True), ("torch", False)):
+        trainer = make("fair", small, splits, policy=policy)
+        first = next(FairSampler(small, _seeds(3)[1]))
+        trainer.advance()
+        before = {key: value.clone() for key, value in mnas.export(trainer.module, first).state_dict().items()}
+        trainer.advance()
+        after = mnas.export(trainer.module, first).state_dict()
+        assert all(torch.equal(after[key], before[key]) is still for key in ("0.weight", "3.weight"))
+
+
+def test_a_network_may_begin_with_given_weights(small, splits):
+    net = mnas.Supernet(small)
+    start = mnas.export(net, (1, 0)).state_dict()
+    recipe = Recipe(epochs=1, batch_size=64)
+    trainer = scratch_trainer(small, (1, 0), *splits, recipe, 3, start=start)
+    assert equal(dict(trainer.module.state_dict()), dict(start))
+    assert trainer.advance() != make("scratch", small, splits, recipe=recipe).advance()
+
+
+def test_a_supernet_may_watch_chosen_networks(small, splits):
+    trainer = make("uniform", small, splits, recipe=Recipe(epochs=1, batch_size=64), watched=[(1, 1), (0, 1)])
+    finish(trainer)
+    assert [row["arch"] for row in trainer.rows] == ["conv5x5-conv5x5", "conv3x3-conv5x5"]
 
 
 def test_different_seeds_differ(small, splits):

@@ -71,25 +71,29 @@ def run(app: App) -> None:
     sys.exit(status)
 
 
-def configure_runtime(threads: int | None) -> None:
+def configure_runtime(threads: int | None, keep_memory: bool = True) -> None:
     """Threads, and an allocator that keeps freed memory instead of giving its pages back after every operation:
-    mapping them anew costs about as much as the arithmetic of a small network. Changes no result."""
+    mapping them anew costs about as much as the arithmetic of a small network. Keeping memory changes no result."""
     import torch
 
     if threads is not None:
         torch.set_num_threads(threads)
-    if platform.libc_ver()[0] == "glibc":
+    if keep_memory and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
         libc.mallopt(m_mmap_threshold, 1 << 30)
         libc.mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
-def for_training(split: Split) -> Split:
+def in_memory_order(images: Tensor, channels_last: bool = True) -> Tensor:
     """The pictures in channels_last order, in which this processor's convolutions are faster; the values stay."""
     import torch
 
-    return type(split)(split.images.contiguous(memory_format=torch.channels_last), split.labels)
+    return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def for_training(split: Split, channels_last: bool = True) -> Split:
+    return type(split)(in_memory_order(split.images, channels_last), split.labels)
 
 
 def list_spaces() -> str:
@@ -104,13 +108,19 @@ def list_spaces() -> str:
     return "\n".join(lines)
 
 
-def load_data(dataset: str, root: Path, limit_train: int | None = None, limit_test: int | None = None) -> Data:
+def load_data(
+    dataset: str,
+    root: Path,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    channels_last: bool = True,
+) -> Data:
     from mnas import data
 
     with user_input():
         loaded = data.load(dataset, root)
-    train = for_training(loaded.train.first(limit_train))
-    return data.Data(train, for_training(loaded.validation), for_training(loaded.test.first(limit_test)))
+    splits = loaded.train.first(limit_train), loaded.validation, loaded.test.first(limit_test)
+    return data.Data(*(for_training(split, channels_last) for split in splits))
 
 
 def table(paths: list[dict[str, Any]]) -> str:
@@ -238,6 +248,16 @@ def record(out: Path, part: str, rows: list[dict[str, Any]], /, **settings: Any)
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / f"{part}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         write_json(out / f"{part}-config.json", {**settings, "environment": environment()})
+
+
+def recorded(out: Path, part: str) -> list[dict[str, Any]]:
+    """The rows of OUT/<part>.jsonl."""
+    import json
+
+    try:
+        return [json.loads(line) for line in (out / f"{part}.jsonl").read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise Failure(f"{out / f'{part}.jsonl'} holds no rows; measure them first", status=2) from error
 
 
 def publish(page: Path, part: str, text: str) -> None:

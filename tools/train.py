@@ -11,26 +11,21 @@ summary.json. However a run was stopped, it continues bit for bit with --resume.
 
 from __future__ import annotations
 
-import signal
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import common
+import one_run
+import sweep
 from common import Count, Failure, Positive, Seed
 from cyclopts import App, Parameter
+from one_run import DEFAULTS, OWN, Run
 
 if TYPE_CHECKING:
     from mnas import SearchSpace
     from mnas.checkpoint import RunDirectory
-    from mnas.data import Data
-    from mnas.train import Trainer
-
-SUPERNET_ONLY = ("execution", "sampler", "bn")
-RECIPE = ("epochs", "batch_size", "lr", "precision", "validate_every")
 
 
 @Parameter(name="*")
@@ -41,13 +36,13 @@ class Options:
     space: str | None = None
     "Search space; help lists them. [default: mil4]"
     arch: str | None = None
-    "scratch: the network, as conv3x3-conv5x5; all: each in turn; random: one drawn by --seed."
+    "scratch: the network, as conv3x3-conv5x5; all: each of the space; random: one drawn by --seed."
     dataset: str | None = None
     "mnist (embedded), fashion-mnist, kmnist, qmnist or emnist-digits. [default: mnist]"
     data_root: Path = Path("data")
     "Where the data sets other than mnist are, or are downloaded to. [default: data]"
-    epochs: Count | None = None
-    "Passes over the training images. [default: 4 for supernet, 2 for scratch]"
+    epochs: Positive | None = None
+    "Passes over the training images; may end within one, as 0.5. [default: 4 for supernet, 2 for scratch]"
     batch_size: Count | None = None
     "Images a step. [default: 128]"
     lr: Positive | None = None
@@ -62,14 +57,26 @@ class Options:
     "supernet: score networks with statistics of their own (2,000 training images) or stored. [default: recalibrate]"
     precision: Literal["fp32", "bf16"] | None = None
     "Arithmetic of training; bf16 is faster on processors that have it. Scores are always fp32. [default: fp32]"
+    augment: Literal["none", "shift"] | None = None
+    "shift: every training picture moved by up to two pixels, another way each time. [default: none]"
+    policy: Literal["frozen", "torch"] | None = None
+    "supernet: entries that a step does not use stay, or move on by stock momentum and decay. [default: frozen]"
+    start: str | None = None
+    "scratch: a supernet's run whose weights the network begins with. [default: random weights]"
     validate_every: Count | None = None
     "Epochs between validations; a supernet validates every network. [default: 1]"
     limit_train: Count | None = None
     "Use only the first N training images."
     limit_test: Count | None = None
     "Use only the first N test images."
+    jobs: Count = 1
+    "scratch, --arch all: networks trained at a time, each in a process of its own. [default: 1]"
     threads: Count | None = None
-    "Threads; a run is bit-identical only with the same number. [default: all cores]"
+    "Threads of each run, bit-identical only with the same number. [default: all cores divided by --jobs, at least 1]"
+    keep_memory: bool | None = None
+    "Keep freed memory instead of returning it to the system after every operation; no result changes. [default: yes]"
+    channels_last: bool | None = None
+    "Pictures in channels_last order, in which convolutions are faster. [default: yes]"
     out: Path | None = None
     "Run directory, new or empty. [default: a new one under runs/]"
     resume: Annotated[bool, Parameter(negative=())] = False
@@ -88,7 +95,7 @@ def main(options: Options | None = None) -> None:
         print(common.list_spaces())
         return
     given = {k: v for k, v in asdict(options).items() if v is not None}
-    for key in ("data_root", "out", "resume", "checkpoint_every"):
+    for key in ("data_root", "out", "resume", "checkpoint_every", "jobs"):
         given.pop(key, None)
     if options.mode is None and not options.resume:
         raise Failure("--mode is missing; expected supernet or scratch", status=2)
@@ -102,6 +109,8 @@ def main(options: Options | None = None) -> None:
     else:
         config = {**_defaults(options), **given}
     config = _resolve(config)
+    if options.jobs > 1 and config.get("arch") != "all":
+        raise Failure(f"--jobs {options.jobs} is for --mode scratch --arch all; expected 1, leave it out", status=2)
     if options.resume:
         with common.user_input():
             directory.check_config(config)
@@ -110,26 +119,33 @@ def main(options: Options | None = None) -> None:
 
     from mnas import spaces
 
-    common.configure_runtime(config["threads"])
+    common.configure_runtime(config["threads"], config["keep_memory"])
     if directory.finished:
         print(f"{directory.path} is finished")
         _report(directory.summary(), directory.path)
         return
-    data = common.load_data(config["dataset"], options.data_root, config["limit_train"], config["limit_test"])
+    data = one_run.load(config, options.data_root)
     with common.user_input():
-        spaces.get(config["space"]).check_pictures(data.train.images, config["dataset"])
+        space = spaces.get(config["space"])
+        space.check_pictures(data.train.images, config["dataset"])
         if not options.resume:
             directory.create(config)
-    _train(directory, config, data, options.checkpoint_every)
+    print(
+        f"{config['mode']} of {space.name} ({space.size} architectures) on {config['dataset']}: {len(data.train)} "
+        f"training, {len(data.validation)} validation, {len(data.test)} test images; run directory {directory.path}",
+        flush=True,
+    )
+    _note_crowding(options.jobs, config["threads"])
+    runs = _runs(directory, config, space)
+    outcomes = sweep.train(runs, options.jobs, options.data_root, options.checkpoint_every)
+    sweep.check(runs, outcomes, f"--resume --out {directory.path}")
+    if config.get("arch") == "all":
+        _join(directory, config, runs, outcomes)
+    _report(directory.summary(), directory.path)
 
 
 def _defaults(options: Options) -> dict[str, Any]:
-    shared = {"space": "mil4", "dataset": "mnist", "batch_size": 128, "lr": 0.08, "seed": 0}
-    shared |= {"precision": "fp32", "validate_every": 1}
-    limits = {"limit_train": None, "limit_test": None, "threads": common.default_threads()}
-    if options.mode == "supernet":
-        return {**shared, **limits, "epochs": 4, "sampler": "uniform", "execution": "sliced", "bn": "recalibrate"}
-    return {**shared, **limits, "epochs": 2, "arch": None}
+    return {**DEFAULTS[options.mode], "threads": max(1, common.default_threads() // options.jobs)}
 
 
 def _resolve(config: dict[str, Any]) -> dict[str, Any]:
@@ -142,9 +158,10 @@ def _resolve(config: dict[str, Any]) -> dict[str, Any]:
     scratch = config["mode"] == "scratch"
     if not scratch and config.get("arch"):
         raise Failure(f"--arch {config['arch']} is for --mode scratch; a supernet trains every network", status=2)
-    for key in SUPERNET_ONLY:
-        if scratch and key in config:
-            raise Failure(f"--{key} {config[key]} is for --mode supernet; leave it out", status=2)
+    other = "supernet" if scratch else "scratch"
+    for key in OWN[other].keys() - DEFAULTS[config["mode"]].keys():
+        if key in config:
+            raise Failure(f"--{key} {config[key]} is for --mode {other}; leave it out", status=2)
     with common.user_input():
         space = spaces.get(config["space"])
         if config.get("execution") == "masked":
@@ -155,6 +172,9 @@ def _resolve(config: dict[str, Any]) -> dict[str, Any]:
             config["arch"] = space.format(space.sample(torch.Generator().manual_seed(config["seed"])))
         elif scratch and config["arch"] != "all":
             space.parse(config["arch"])
+    if config.get("start"):
+        for path in space.paths() if config["arch"] == "all" else [space.parse(config["arch"])]:
+            one_run.exported(Path(config["start"]), space.name, space.format(path))
     return config
 
 
@@ -180,151 +200,35 @@ def _newest(given: dict[str, Any]) -> Path:
     return max(runs, key=lambda path: (path / "config.json").stat().st_mtime)
 
 
-def _train(directory: RunDirectory, config: dict[str, Any], data: Data, checkpoint_every: int) -> None:
-    from mnas import spaces
-    from mnas.checkpoint import RunDirectory
-    from mnas.train import Recipe, scratch_trainer, supernet_trainer
-
-    space = spaces.get(config["space"])
-    recipe = Recipe(**{key: config[key] for key in RECIPE if key in config})
-    print(
-        f"{config['mode']} of {space.name} ({space.size} architectures) on {config['dataset']}: {len(data.train)} "
-        f"training, {len(data.validation)} validation, {len(data.test)} test images; run directory {directory.path}"
-    )
-    if config["mode"] == "supernet":
-        options = {key: config[key] for key in SUPERNET_ONLY if key in config}
-        trainer = supernet_trainer(space, data.train, data.validation, recipe, config["seed"], **options)
-        summary = _run(directory, config, trainer, data, "supernet", checkpoint_every)
-    elif config["arch"] != "all":
-        path = space.parse(config["arch"])
-        trainer = scratch_trainer(space, path, data.train, data.validation, recipe, config["seed"])
-        summary = _run(directory, config, trainer, data, config["arch"], checkpoint_every)
-    else:
-        parts = {}
-        for path in space.paths():
-            arch = space.format(path)
-            part = parts[arch] = RunDirectory(directory.path / arch)
-            if part.finished:
-                continue
-            with common.user_input():
-                if (part.path / "config.json").exists():
-                    part.check_config({**config, "arch": arch})
-                else:
-                    part.create({**config, "arch": arch})
-            trainer = scratch_trainer(space, path, data.train, data.validation, recipe, config["seed"])
-            _run(part, config, trainer, data, arch, checkpoint_every)
-        summary = _join(directory, config, space, parts)
-    _report(summary, directory.path)
+def _note_crowding(jobs: int, threads: int) -> None:
+    cores = common.default_threads()
+    if jobs * threads > cores:
+        print(
+            f"note: --jobs {jobs} with --threads {threads} each on {cores} cores: threads that wait for a core make "
+            f"training up to 50 times slower; jobs times threads should be {cores} at most",
+            file=sys.stderr,
+        )
 
 
-def _run(
-    directory: RunDirectory, config: dict[str, Any], trainer: Trainer, data: Data, label: str, checkpoint_every: int
-) -> dict[str, Any]:
-    """Train to the end from wherever the directory stands, then read the test set once. Returns the summary."""
-    from tqdm import tqdm
-
-    from mnas.train import DivergedError
-
-    seconds = _restore(directory, trainer)
-    begun = time.monotonic() - seconds
-
-    def save() -> None:
-        with common.writing(directory.path):
-            directory.save({"trainer": trainer.state_dict(), "weights": {label: trainer.module.state_dict()}})
-            directory.write_rows(trainer.rows)
-            directory.write_seconds(time.monotonic() - begun)
-
-    interactive = sys.stderr.isatty()
-    bar = tqdm(total=trainer.total_steps, initial=trainer.step, desc=label, unit="step", disable=not interactive)
-    with bar, _Interruption() as interruption:
-        while not trainer.finished:
-            try:
-                loss = trainer.advance()
-            except DivergedError as error:
-                raise Failure(str(error)) from error
-            bar.update()
-            if trainer.step % 20 == 0:
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            at_epoch = trainer.step % trainer.steps_per_epoch == 0
-            if at_epoch:
-                line = ", ".join(
-                    f"{row['arch']} {100 * row['val_top1']:.2f}"
-                    for row in trainer.rows
-                    if row["epoch"] == trainer.epoch
-                )
-                bar.write(f"epoch {trainer.epoch}{'  val top-1 %: ' if line else ''}{line}", file=sys.stdout)
-                sys.stdout.flush()
-            if at_epoch or trainer.step % checkpoint_every == 0 or interruption.signal:
-                save()
-            if interruption.signal and not trainer.finished:
-                bar.close()
-                raise Failure(
-                    f"stopped at step {trainer.step} of {trainer.total_steps}; continue with --resume "
-                    f"--out {directory.path}",
-                    status=128 + interruption.signal,
-                )
-    seconds = time.monotonic() - begun
-    last = {row["arch"]: row for row in trainer.rows if row["epoch"] == trainer.epoch}
-    paths = []
-    for arch, score in trainer.score(data.test).items():
-        paths.append(_result(trainer.space, arch, last[arch]["val_top1"], score.top1, score.loss))
-    summary = {**_identity(config), "train_seconds": round(seconds, 2), "paths": paths}
-    with common.writing(directory.path):
-        directory.finish(summary)
-    return summary
+def _runs(directory: RunDirectory, config: dict[str, Any], space: SearchSpace) -> list[Run]:
+    """The one run of this directory; of `--arch all` one for each network, in a directory below it."""
+    if config.get("arch") != "all":
+        return [Run(directory.path, config, config.get("arch") or "supernet")]
+    archs = [space.format(path) for path in space.paths()]
+    return [Run(directory.path / arch, {**config, "arch": arch}, arch) for arch in archs]
 
 
-def _restore(directory: RunDirectory, trainer: Trainer) -> float:
-    """Bring the trainer to the last checkpoint; returns the seconds that it took to get there."""
-    with common.user_input():
-        state = directory.load()
-        if state is None:
-            return 0.0
-        try:
-            trainer.load_state_dict(state["trainer"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise Failure(f"the checkpoint in {directory.path} does not fit its config.json; restore it", 2) from error
-        began_with = directory.environment().get("torch")
-        import torch
-
-        if began_with not in (None, torch.__version__):
-            print(f"note: begun with torch {began_with}, continued with {torch.__version__}: bits may differ")
-        print(f"continuing at step {trainer.step} of {trainer.total_steps}")
-        return directory.seconds()
-
-
-def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: config[key] for key in ("mode", "space", "dataset", "seed")}
-
-
-def _result(space: SearchSpace, arch: str, val_top1: float, test_top1: float, test_loss: float) -> dict[str, Any]:
-    from mnas import cost
-
-    params, macs = cost(space, space.parse(arch))
-    return {
-        "arch": arch,
-        "val_top1": val_top1,
-        "test_top1": test_top1,
-        "test_loss": test_loss,
-        "params": params,
-        "macs": macs,
-    }
-
-
-def _join(
-    directory: RunDirectory, config: dict[str, Any], space: SearchSpace, parts: dict[str, RunDirectory]
-) -> dict[str, Any]:
+def _join(directory: RunDirectory, config: dict[str, Any], runs: list[Run], summaries: list[dict[str, Any]]) -> None:
     """The networks of `--arch all`, each in its own directory, as one run."""
     import json
 
+    from mnas.checkpoint import RunDirectory
+
     with common.user_input():
-        states = {arch: part.load() for arch, part in parts.items()}
-        summaries = [part.summary() for part in parts.values()]
-        rows = [
-            json.loads(line) for p in parts.values() for line in (p.path / "metrics.jsonl").read_text().splitlines()
-        ]
+        states = {run.name: RunDirectory(run.path).load() for run in runs}
+        rows = [json.loads(row) for run in runs for row in (run.path / "metrics.jsonl").read_text().splitlines()]
     summary = {
-        **_identity(config),
+        **one_run.identity(config),
         "train_seconds": round(sum(s["train_seconds"] for s in summaries), 2),
         "paths": [path for s in summaries for path in s["paths"]],
     }
@@ -332,31 +236,10 @@ def _join(
         directory.save({"weights": {arch: state["weights"][arch] for arch, state in states.items()}})
         directory.write_rows(rows)
         directory.finish(summary)
-    return summary
 
 
 def _report(summary: dict[str, Any], path: Path) -> None:
     print(f"\n{common.table(summary['paths'])}\n\n{summary['train_seconds']:.0f} s of training; results in {path}")
-
-
-class _Interruption:
-    """Turns the first Ctrl-C or SIGTERM into a flag, so that the run ends between two steps; the second one kills."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __enter__(self) -> _Interruption:
-        self.signal = 0
-        self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self.signal = number
-        for number in self.SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,329 @@
+"""Several runs at a time: the same files as one after the other, also when some of it fails or is killed."""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing.connection import Listener
+from pathlib import Path
+
+import common
+import one_run
+import progress
+import pytest
+import sweep
+from common import Failure
+from conftest import ROOT, tool
+from one_run import Run
+from test_tools import ARCHS, in_process, same_results
+
+SWEEP = ("--mode", "scratch", "--arch", "all", "--threads", 1, "--limit-test", 300, "--lr", 0.02, "--batch-size", 50)
+SHORT = (*SWEEP, "--limit-train", 1000, "--validate-every", 2)
+LONG = (*SWEEP, "--limit-train", 5000, "--checkpoint-every", 7)
+
+FIRST = (ARCHS[3], ARCHS[1])  # two at a time, the longest runs come first
+
+
+def same_sweeps(a, b):
+    for name in (".", *ARCHS):
+        same_results(a / name, b / name)
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep") / "serial"
+    done = tool("train", *SHORT, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_two_at_a_time_write_what_one_after_the_other_writes(serial, tmp_path):
+    out, printed = serial
+    done = tool("train", *SHORT, "--jobs", 2, "--out", tmp_path / "run")
+    assert (done.returncode, done.stderr) == (0, "")
+    same_sweeps(out, tmp_path / "run")
+    epochs = [line for line in done.stdout.splitlines() if ": epoch " in line]
+    assert sorted(epochs) == [line for line in printed.splitlines() if ": epoch " in line]
+    assert [line.partition(":")[0] for line in sorted(epochs)] == [arch for arch in ARCHS for _ in (1, 2)]
+    assert re.search(r"s of training; results in .*run\n$", done.stdout)
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_failed_run_does_not_end_the_others(jobs, serial, tmp_path, monkeypatch, capsys):
+    out, run = serial[0], tmp_path / "run"
+    shutil.copytree(out, run)
+    for name in ("summary.json", "metrics.jsonl", "checkpoint.pt", f"{ARCHS[0]}/summary.json"):
+        (run / name).unlink()
+    whole = (run / ARCHS[0] / "checkpoint.pt").read_bytes()
+    (run / ARCHS[0] / "checkpoint.pt").write_bytes(whole[:-100])
+    for arch in ARCHS[2:]:
+        shutil.rmtree(run / arch)
+    (run / ARCHS[2]).write_text("a file")
+    status, _, error = in_process(monkeypatch, capsys, "train", "--resume", "--out", run, "--jobs", jobs)
+    assert (status, error.count("\n")) == (1, 1), error
+    assert error.startswith(f"error: 2 of 4 runs failed ({ARCHS[0]}: {run / ARCHS[0]}/checkpoint.pt is damaged")
+    assert f"; {ARCHS[2]}: " in error
+    assert error.endswith(f"; continue with --resume --out {run}\n")
+    assert (run / ARCHS[3] / "summary.json").exists()
+    assert not (run / "summary.json").exists()
+    (run / ARCHS[0] / "checkpoint.pt").write_bytes(whole)
+    (run / ARCHS[2]).unlink()
+    done = tool("train", "--resume", "--out", run, "--jobs", jobs)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{ARCHS[0]}: continuing at step 40 of 40" in done.stdout
+    same_sweeps(out, run)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mode", "scratch", "--arch", "all", "--jobs", 0], 'Invalid value "0" for --jobs. Must be > 0'),
+        (["--mode", "supernet", "--jobs", 2], "--jobs 2 is for --mode scratch --arch all; expected 1, leave it out"),
+        (["--mode", "scratch", "--arch", ARCHS[0], "--jobs", 3], "--jobs 3 is for --mode scratch --arch all"),
+    ],
+)
+def test_bad_jobs_are_one_line_and_status_2(arguments, message, tmp_path, monkeypatch, capsys):
+    status, _, error = in_process(monkeypatch, capsys, "train", *arguments, "--out", tmp_path / "run")
+    assert (status, error.count("\n")) == (2, 1)
+    assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("jobs", "threads", "expected", "noted"),
+    [(1, (), 6, False), (4, (), 1, False), (9, (), 1, True), (2, (4,), 4, True)],
+)
+def test_threads_are_divided_and_too_many_are_noted(jobs, threads, expected, noted, tmp_path, monkeypatch, capsys):
+    trained = []
+    monkeypatch.setattr(common, "default_threads", lambda: 6)
+    monkeypatch.setattr(sweep, "train", lambda runs, *_: trained.extend(runs) or [Failure("enough")] * len(runs))
+    given = [word for number in threads for word in ("--threads", number)]
+    arguments = ("--mode", "scratch", "--arch", "all", "--jobs", jobs, *given, "--out", tmp_path / "run")
+    status, _, error = in_process(monkeypatch, capsys, "train", *arguments)
+    assert status == 1
+    assert [run.name for run in trained] == ARCHS
+    assert {run.config["threads"] for run in trained} == {expected}
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["threads"] == expected
+    assert "jobs" not in trained[0].config
+    assert (f"note: --jobs {jobs} with --threads {expected} each on 6 cores" in error) == noted
+
+
+def run_of(path, name="a"):
+    return Run(Path(path), {}, name)
+
+
+def test_outcomes_follow_the_runs_whatever_is_raised(tmp_path, monkeypatch, capsys):
+    """Mixed runs: one is finished already, one fails as foreseen, one does not, one is fine."""
+    runs = [run_of(tmp_path / name, name) for name in ("done", "failed", "bug", "fine")]
+    begun = []
+
+    def train(run, report, *_):
+        begun.append(run.name)
+        if run.name == "failed":
+            raise Failure("loss is nan")
+        if run.name == "bug":
+            raise KeyError("x")
+        finish(run)
+
+    def finish(run):
+        run.path.mkdir()
+        (run.path / "summary.json").write_text(json.dumps({"name": run.name}))
+
+    finish(runs[0])
+    monkeypatch.setattr(one_run, "train", train)
+    outcomes = sweep.train(runs, 1, tmp_path, 200)
+    assert begun == ["failed", "bug", "fine"]
+    assert outcomes[0] == {"name": "done"}
+    assert outcomes[3] == {"name": "fine"}
+    assert [str(o) for o in outcomes[1:3]] == ["loss is nan", "KeyError: 'x'"]
+    assert "Traceback" in capsys.readouterr().err
+    with pytest.raises(
+        Failure, match=r"2 of 4 runs failed \(failed: loss is nan; bug: KeyError: 'x'\); continue with this$"
+    ):
+        sweep.check(runs, outcomes, "this")
+    sweep.check(runs[:1], outcomes[:1], "this")
+
+
+def test_after_a_signal_no_further_run_begins(tmp_path, monkeypatch):
+    runs = [run_of(tmp_path / name, name) for name in ("a", "b", "c")]
+    trained = []
+
+    def configure(*_):
+        trained.append(True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise Failure("stopped at step 3 of 9", status=128 + signal.SIGTERM)
+
+    monkeypatch.setattr(common, "configure_runtime", configure)
+    before = signal.getsignal(signal.SIGTERM)
+    outcomes = sweep.train(
+        [Run(run.path, {"threads": 1, "keep_memory": True}, run.name) for run in runs], 1, tmp_path, 200
+    )
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert trained == [True]
+    assert [str(o) for o in outcomes] == ["stopped at step 3 of 9", *["stopped before it began"] * 2]
+    with pytest.raises(Failure, match=r"^stopped with 0 of 3 runs finished; continue with this$") as raised:
+        sweep.check(runs, outcomes, "this")
+    assert raised.value.status == 143
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_bar_counts_the_steps_of_all_runs(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with progress.Interruption() as interruption:
+        shown = progress.Progress(4, interruption)
+        assert shown.report("a") == 0
+        shown.report("a", step=10, total=30, loss=2.0)
+        shown.report("b", step=5, total=30, loss=1.0)
+        shown.report("a", "epoch 1", step=30, total=30, loss=0.5)
+        shown.end("a")
+        assert (shown.bar.n, shown.bar.total) == (35, 120)
+        assert shown.bar.postfix == "1 of 4 runs ended, b 1.000"
+        os.kill(os.getpid(), signal.SIGINT)
+        assert shown.report("b", step=6, total=30, loss=0.9) == signal.SIGINT
+        shown.bar.close()
+    assert "36/120" in terminal.getvalue()
+    assert capsys.readouterr().out == "a: epoch 1\n"
+
+
+def test_a_worker_hears_the_signal_and_notices_that_its_parent_is_gone(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "REPORT_EVERY", 100)
+    with progress.Interruption() as interruption:
+        shown = progress.Progress(1, interruption)
+        with Listener() as listener:
+            thread = threading.Thread(target=progress.answer, args=(listener, 1, shown))
+            thread.start()
+            report = progress.Reports(listener.address)
+            assert report("a") == 0
+            thread.join()
+        interruption.signal = signal.SIGTERM
+        assert report("a", step=1, total=3, loss=1.0) == 0  # not due
+        assert report("a", "a line", step=2, total=3, loss=1.0) == signal.SIGTERM
+        assert capsys.readouterr().out == "a: a line\n"
+        assert not report.lost
+        report._connection.close()
+        assert report("a", "another") == signal.SIGHUP
+        assert report.lost
+    assert progress.Reports("/nowhere").lost
+
+
+@pytest.fixture
+def started(tmp_path):
+    """A sweep of two processes, in a session of its own, so that all its processes can be found and reached."""
+    out = tmp_path / "run"
+    command = [sys.executable, ROOT / "tools" / "train.py", *LONG, "--jobs", 2, "--out", out]
+    process = subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    yield process, out
+    for pid in in_session(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.fixture
+def underway(started):
+    """That trains two networks right now."""
+    process, out = started
+    until(lambda: all((out / arch / "checkpoint.pt").exists() for arch in FIRST) or process.poll() is not None)
+    assert process.poll() is None, process.communicate()
+    return started
+
+
+def in_session(session):
+    """The living processes of a session, by id, with what they run."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, sid, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(sid) == session and state != "Z":
+                found[int(entry.name)] = (entry / "cmdline").read_text()
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def workers(process):
+    return [pid for pid, command in in_session(process.pid).items() if "popen_loky_posix" in command]
+
+
+def until(condition, timeout=120):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep") / "whole"
+    assert tool("train", *LONG, "--out", out).returncode == 0
+    return out
+
+
+def resumed_is_whole(out, whole, jobs):
+    assert not (out / "summary.json").exists()
+    done = tool("train", "--resume", "--out", out, "--jobs", jobs)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "continuing at step" in done.stdout
+    same_sweeps(whole, out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["Ctrl-C", "SIGTERM"])
+def test_a_stopped_sweep_saves_leaves_nothing_running_and_continues(case, underway, whole):
+    process, out = underway
+    number, send = {"Ctrl-C": (signal.SIGINT, os.killpg), "SIGTERM": (signal.SIGTERM, os.kill)}[case]
+    send(process.pid, number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, error
+    assert re.fullmatch(rf"error: stopped with [01] of 4 runs finished; continue with --resume --out {out}\n", error)
+    until(lambda: not in_session(process.pid), 5)
+    resumed_is_whole(out, whole, 2 if case == "Ctrl-C" else 1)
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_workers_begin_is_as_quiet(started):
+    process, out = started
+    until(lambda: workers(process))
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error == f"error: stopped with 0 of 4 runs finished; continue with --resume --out {out}\n"
+    until(lambda: not in_session(process.pid), 5)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_one_line_and_the_sweep_continues(underway, whole):
+    process, out = underway
+    os.kill(workers(process)[0], signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1, error
+    assert re.fullmatch(
+        rf"error: [34] of 4 runs failed \(.*: a worker process was killed, and the others with it\); "
+        rf"continue with --resume --out {out}\n",
+        error,
+    )
+    until(lambda: not in_session(process.pid), 5)
+    resumed_is_whole(out, whole, 2)
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_parent_save_and_end(underway, whole):
+    process, out = underway
+    before = [(out / arch / "checkpoint.pt").stat().st_mtime_ns for arch in FIRST]
+    process.kill()
+    until(lambda: not in_session(process.pid), 10)
+    after = [(out / arch / "checkpoint.pt").stat().st_mtime_ns for arch in FIRST]
+    assert all(a > b for a, b in zip(after, before, strict=True))
+    assert not any((out / arch).exists() for arch in set(ARCHS) - set(FIRST))
+    resumed_is_whole(out, whole, 2)

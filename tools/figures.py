@@ -1,0 +1,41 @@
+"""How figures look: matplotlib's colour-blind palette on white, so that they read in a dark page too, and a marker of
+its own for each series, so that they read without colour."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+MARKERS = "osD^vPX*"
+STYLE = {
+    "figure.dpi": 150,
+    "savefig.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "font.size": 9,
+    "figure.constrained_layout.use": True,
+}
+
+
+@contextlib.contextmanager
+def figure(file: Path, columns: int = 1, width: float = 3.6, height: float = 3.0) -> Iterator[list[Any]]:
+    """Axes side by side; the figure is written to the file at the end."""
+    with plt.style.context(["tableau-colorblind10", STYLE]):
+        drawn, axes = plt.subplots(1, columns, figsize=(width * columns, height), squeeze=False)
+        try:
+            yield list(axes[0])
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # No version and no date in the file: the same rows give the same picture.
+            drawn.savefig(file, metadata={"Software": None})
+        finally:
+            plt.close(drawn)

@@ -1,0 +1,180 @@
+"""One training run, from wherever its directory stands to its end: what the tools that train have in common."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import common
+from common import Failure
+
+if TYPE_CHECKING:  # as in common.py
+    from mnas.checkpoint import RunDirectory
+    from mnas.data import Data
+    from mnas.train import Trainer
+
+SHARED: dict[str, Any] = {
+    **{"space": "mil4", "dataset": "mnist", "limit_train": None, "limit_test": None, "seed": 0},
+    **{"batch_size": 128, "lr": 0.08, "precision": "fp32", "augment": "none", "validate_every": 1},
+    **{"keep_memory": True, "channels_last": True},
+}
+OWN: dict[str, dict[str, Any]] = {
+    "supernet": {"epochs": 4, "sampler": "uniform", "execution": "sliced", "bn": "recalibrate", "policy": "frozen"},
+    "scratch": {"epochs": 2, "arch": None, "start": None},
+}
+DEFAULTS = {mode: {**SHARED, **own} for mode, own in OWN.items()}
+"""The settings of a run that nobody asked for; `threads` are to be added."""
+RECIPE = ("epochs", "batch_size", "lr", "precision", "augment", "validate_every")
+
+Report = Callable[..., int]  # takes the run's name, a line, step, total and loss; returns the signal to stop by, or 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """path: its directory, begun or not. config: its settings, as `tools/train.py` writes them. name: for the user,
+    different from those of the runs beside it."""
+
+    path: Path
+    config: dict[str, Any]
+    name: str
+
+
+def load(config: dict[str, Any], data_root: Path) -> Data:
+    """The data of a run; the next run of the process with the same data gets the same tensors."""
+    return _load(config["dataset"], data_root, config["limit_train"], config["limit_test"], config["channels_last"])
+
+
+_load = functools.lru_cache(maxsize=1)(common.load_data)
+
+
+def train(run: Run, report: Report, data_root: Path, checkpoint_every: int) -> None:
+    """Train to the end, then read the test set once and write the summary. Raises Failure, also when stopped."""
+    from mnas.checkpoint import RunDirectory
+    from mnas.train import DivergedError
+
+    if number := report(run.name):
+        raise Failure("stopped before it began", status=128 + number)
+    common.configure_runtime(run.config["threads"], run.config["keep_memory"])
+    directory = RunDirectory(run.path)
+    with common.user_input():
+        if (run.path / "config.json").exists():
+            directory.check_config(run.config)
+        else:
+            directory.create(run.config)
+    data = load(run.config, data_root)
+    trainer = trainer_of(run.config, data)
+    report = functools.partial(report, run.name)
+    begun = time.monotonic() - _restore(directory, trainer, report)
+
+    def save() -> None:
+        with common.writing(directory.path):
+            weights = {run.config.get("arch") or "supernet": trainer.module.state_dict()}
+            directory.save({"trainer": trainer.state_dict(), "weights": weights})
+            directory.write_rows(trainer.rows)
+            directory.write_seconds(time.monotonic() - begun)
+
+    while not trainer.finished:
+        try:
+            loss = trainer.advance()
+        except DivergedError as error:
+            raise Failure(str(error)) from error
+        due = trainer.due
+        line = _epoch_line(trainer) if due else None
+        number = report(line, step=trainer.step, total=trainer.total_steps, loss=loss)
+        if due or trainer.step % checkpoint_every == 0 or number:
+            save()
+        if number and not trainer.finished:
+            raise Failure(
+                f"stopped at step {trainer.step} of {trainer.total_steps}; continue with --resume --out {run.path}",
+                status=128 + number,
+            )
+    seconds = time.monotonic() - begun
+    summary = {**identity(run.config), "train_seconds": round(seconds, 2), "steps": trainer.step}
+    summary["paths"] = _results(trainer, data)
+    with common.writing(directory.path):
+        directory.finish(summary)
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What a summary says about its run."""
+    return {key: config[key] for key in ("mode", "space", "dataset", "seed")}
+
+
+def trainer_of(config: dict[str, Any], data: Data) -> Trainer:
+    """What trains the run of these settings, at its beginning."""
+    from mnas import spaces
+    from mnas.train import Recipe, scratch_trainer, supernet_trainer
+
+    with common.user_input():
+        space = spaces.get(config["space"])
+    recipe = Recipe(**{key: config[key] for key in RECIPE if key in config})
+    if config["mode"] == "supernet":
+        options = {key: config[key] for key in OWN["supernet"] if key != "epochs"}
+        if "watched" in config:
+            options["watched"] = [space.parse(arch) for arch in config["watched"]]
+        return supernet_trainer(space, data.train, data.validation, recipe, config["seed"], **options)
+    path = space.parse(config["arch"])
+    start = exported(Path(config["start"]), space.name, config["arch"]) if config["start"] else None
+    return scratch_trainer(space, path, data.train, data.validation, recipe, config["seed"], start)
+
+
+def exported(run: Path, space: str, arch: str) -> dict[str, Any]:
+    """The state dict of a network as a finished run holds it."""
+    from mnas.export import compact
+
+    finished = common.open_run(run)
+    if finished.space.name != space:
+        raise Failure(f"--start {run} is a run of {finished.space.name}, not of {space}", status=2)
+    (arch,) = finished.archs(arch, seed=0)
+    return compact(finished.network(arch)).state_dict()
+
+
+def _restore(directory: RunDirectory, trainer: Trainer, report: Report) -> float:
+    """Bring the trainer to the last checkpoint; returns the seconds that it took to get there."""
+    import torch
+
+    with common.user_input():
+        state = directory.load()
+        if state is None:
+            return 0.0
+        try:
+            trainer.load_state_dict(state["trainer"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise Failure(f"the checkpoint in {directory.path} does not fit its config.json; restore it", 2) from error
+        began_with = directory.environment().get("torch")
+        if began_with not in (None, torch.__version__):
+            report(f"note: begun with torch {began_with}, continued with {torch.__version__}: bits may differ")
+        report(f"continuing at step {trainer.step} of {trainer.total_steps}")
+        return directory.seconds()
+
+
+def _epoch_line(trainer: Trainer) -> str:
+    """The epoch, and the accuracies after it if there was a validation."""
+    rows = [row for row in trainer.rows if row["epoch"] == trainer.epoch]
+    scores = ", ".join(f"{row['arch']} {100 * row['val_top1']:.2f}" for row in rows)
+    return f"epoch {trainer.epoch}{'  val top-1 %: ' if scores else ''}{scores}"
+
+
+def _results(trainer: Trainer, data: Data) -> list[dict[str, Any]]:
+    """The test accuracy and the cost of every network that was watched."""
+    from mnas import cost
+
+    last = {row["arch"]: row for row in trainer.rows if row["epoch"] == trainer.epoch}
+    results = []
+    for arch, score in trainer.score(data.test).items():
+        params, macs = cost(trainer.space, trainer.space.parse(arch))
+        results.append(
+            {
+                "arch": arch,
+                "val_top1": last[arch]["val_top1"],
+                "test_top1": score.top1,
+                "test_loss": score.loss,
+                "params": params,
+                "macs": macs,
+            }
+        )
+    return results

@@ -1,0 +1,126 @@
+"""What the user sees of training runs, and how these hear that they are to stop: in this process and from workers."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from multiprocessing.connection import Client, Connection, Listener
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+REPORT_EVERY = 0.1  # seconds between the reports of a worker: seldom enough to cost nothing
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """Turns the first Ctrl-C or SIGTERM into a flag, so that runs end between two steps; the second one kills."""
+
+    def __enter__(self) -> Interruption:
+        self.signal = 0
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.signal = number
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
+
+class Progress:
+    """Lines on stdout, and where stderr is a terminal one bar of the steps of all runs."""
+
+    def __init__(self, runs: int, interruption: Interruption) -> None:
+        from tqdm import tqdm
+
+        self.runs, self.interruption = runs, interruption
+        self.bar: tqdm = tqdm(unit="step", disable=not sys.stderr.isatty())
+        self._ended = 0
+        self._losses: dict[str, str] = {}  # of the runs under way
+        self._steps: dict[str, int] = {}
+        self._totals: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def report(
+        self, name: str, line: str | None = None, step: int = 0, total: int = 0, loss: float | None = None
+    ) -> int:
+        """A run is about to begin, is at a step of so many, or has a line to say. Returns the signal to stop by, or 0.
+
+        Threads may call it.
+        """
+        with self._lock:
+            if line is not None:
+                self.bar.write(f"{name}: {line}", file=sys.stdout)
+                sys.stdout.flush()
+            if total:
+                self._totals[name] = total
+                # Those that have not begun count as much as the others, which is exact if all are alike.
+                self.bar.total = round(sum(self._totals.values()) / len(self._totals) * self.runs)
+                before, self._steps[name] = self._steps.get(name, 0), step
+                self._losses[name] = f"{loss:.3f}"
+                self._show(step - before)
+        return self.interruption.signal
+
+    def end(self, name: str) -> None:
+        """The run has ended, well or not."""
+        with self._lock:
+            self._ended += 1
+            self._losses.pop(name, None)
+            self._show(0)
+
+    def _show(self, steps: int) -> None:
+        running = "".join(f", {name} {loss}" for name, loss in self._losses.items())
+        self.bar.set_postfix_str(f"{self._ended} of {self.runs} runs ended{running}", refresh=False)
+        self.bar.update(steps)
+
+
+class Reports:
+    """`Progress.report` of the parent, for a run in a worker. Lines go at once, the rest when it is due.
+
+    Once the parent is gone, it is `lost` and asks the run to stop.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._due = 0.0
+        self._connection: Connection | None = None
+        with contextlib.suppress(OSError):
+            self._connection = Client(address)
+
+    @property
+    def lost(self) -> bool:
+        return self._connection is None
+
+    def __call__(self, name: str, line: str | None = None, **state: Any) -> int:
+        if self._connection is None:
+            return signal.SIGHUP
+        if line is None and time.monotonic() < self._due:
+            return 0
+        try:
+            self._connection.send({"name": name, "line": line, **state})
+            number = self._connection.recv()
+        except (EOFError, OSError):
+            self._connection = None
+            return signal.SIGHUP
+        self._due = time.monotonic() + REPORT_EVERY
+        return number
+
+
+def answer(listener: Listener, runs: int, progress: Progress) -> None:
+    """Serve the `Reports` of so many runs, each on a connection and in a thread of its own."""
+    for _ in range(runs):
+        threading.Thread(target=_answer_one, args=(listener.accept(), progress), daemon=True).start()
+
+
+def _answer_one(connection: Connection, progress: Progress) -> None:
+    with connection, contextlib.suppress(EOFError, OSError):
+        while True:
+            connection.send(progress.report(**connection.recv()))
