@@ -55,7 +55,7 @@ def test_two_at_a_time_write_what_one_after_the_other_writes(serial, tmp_path):
 
 
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_failed_run_does_not_end_the_others(jobs, serial, tmp_path, monkeypatch, capsys):
+def test_a_failed_run_does_not_end_the_others(jobs, serial, tmp_path):
     out, run = serial[0], tmp_path / "run"
     shutil.copytree(out, run)
     for name in ("summary.json", "metrics.jsonl", "checkpoint.pt", f"{ARCHS[0]}/summary.json"):
@@ -65,8 +65,9 @@ def test_a_failed_run_does_not_end_the_others(jobs, serial, tmp_path, monkeypatc
     for arch in ARCHS[2:]:
         shutil.rmtree(run / arch)
     (run / ARCHS[2]).write_text("a file")
-    status, _, error = in_process(monkeypatch, capsys, "train", "--resume", "--out", run, "--jobs", jobs)
-    assert (status, error.count("\n")) == (1, 1), error
+    done = tool("train", "--resume", "--out", run, "--jobs", jobs)
+    error = done.stderr
+    assert (done.returncode, error.count("\n")) == (1, 1), error
     assert error.startswith(f"error: 2 of 4 runs failed ({ARCHS[0]}: {run / ARCHS[0]}/checkpoint.pt is damaged")
     assert f"; {ARCHS[2]}: " in error
     assert error.endswith(f"; continue with --resume --out {run}\n")

@@ -105,7 +105,7 @@ def implementations(space: SearchSpace, path: SpacePath, batch: int) -> dict[str
 
 def step(quick: bool) -> Iterator[Case]:
     """A training step, by implementation."""
-    for name, batches, rounds in (("mil4", (64, 256), 60), ("mil9", (64, 256), 20), ("nb_macro", (64,), 8)):
+    for name, batches, rounds in (("mil4", (64, 256), 60), ("mil9", (64, 256), 20), ("nb_macro", (64, 256), 8)):
         space = spaces.get(name)
         paths = [tuple(map(int, digits)) for digits in MACRO] if name == "nb_macro" else list(space.paths())
         for path, batch in itertools.product(paths, batches):
