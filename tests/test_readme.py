@@ -36,11 +36,14 @@ def test_every_command_parses(monkeypatch):
     import evaluate
     import export
     import freezing
+    import report
     import spaces
+    import study
     import train
 
     tools = {"train.py": train, "evaluate.py": evaluate, "export.py": export}
     tools |= {"freezing.py": freezing, "spaces.py": spaces, "benchmark.py": benchmark}
+    tools |= {"study.py": study, "report.py": report}
     parsed = 0
     for line in BASH:
         for command in line.split("&&"):
@@ -56,14 +59,14 @@ def test_every_command_parses(monkeypatch):
 
 def test_both_set_up_commands_make_their_environment_and_ci_runs_the_second():
     main, test = [line for line in BASH if line.startswith("python3 -m venv .venv")]
-    assert main.endswith("python tools/train.py --mode supernet")
+    assert main.endswith("python tools/study.py")
     assert test.endswith(".venv/bin/python -m pytest -q")
     assert "<!-- test command -->" in (ROOT / ".ci" / "run").read_text()
 
 
 def test_files_in_the_map_exist():
     rows = re.findall(r"^\| (`[a-z/_.]+`(?:, `[a-z/_.]+`)*) \|", README, flags=re.MULTILINE)
-    assert len(rows) == 21
+    assert len(rows) == 24
     for row in rows:
         first, *others = re.findall(r"`([a-z/_.]+)`", row)
         for name in (first, *(f"{first.rpartition('/')[0]}/{other}" for other in others)):

@@ -108,13 +108,19 @@ def test_bad_input_in_a_real_process_leaves_nothing(tmp_path):
 
 
 def test_help_needs_no_torch():
-    for name in ("train", "evaluate", "export", "freezing", "spaces", "benchmark"):
+    for name in ("train", "evaluate", "export", "freezing", "spaces", "benchmark", "study", "report"):
         script = (
             f"import sys, runpy; sys.modules['torch'] = sys.modules['mnas'] = None; sys.argv = ['{name}.py', '--help'];"
             f"sys.path.insert(0, 'tools'); runpy.run_path('tools/{name}.py', run_name='__main__')"
         )
         done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-        flags = {"freezing": "--only", "spaces": "--page", "benchmark": "--only"}
+        flags = {
+            "freezing": "--only",
+            "spaces": "--page",
+            "benchmark": "--only",
+            "study": "--seeds",
+            "report": "rows.js",
+        }
         assert flags.get(name, "--arch") in done.stdout
 
 

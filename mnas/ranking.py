@@ -1,0 +1,126 @@
+"""How well cheap scores rank networks, and how sure one can be of it.
+
+Runs are arrays (seeds, networks) of scores, higher is better. The truth is the mean of runs from scratch.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+
+Array = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % interval; the ends are NaN where a single seed gives none."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """How much better network `a` is than `b`, over seeds. p: Holm-corrected for all pairs."""
+
+    a: int
+    b: int
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def kendall(scores: ArrayLike, truth: ArrayLike) -> Array:
+    """Kendall's tau-b (1945) of scores (..., networks) with the truth (..., networks); 0 where either is constant,
+    because it ranks nothing."""
+    a, b = (_orders(np.asarray(x, float)) for x in (scores, truth))
+    untied = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+    return np.divide((a * b).sum(-1), untied, out=np.zeros(untied.shape), where=untied > 0)
+
+
+def _orders(scores: Array) -> Array:
+    """For each pair of networks, which is better: 1, 0 or -1."""
+    i, j = np.triu_indices(scores.shape[-1], 1)
+    return np.sign(scores[..., i] - scores[..., j])
+
+
+def agreement(runs: ArrayLike, truth_runs: ArrayLike, seed: int = 0) -> tuple[Array, Interval]:
+    """tau of each run with the mean of the truth's runs, and the mean tau.
+
+    Its interval is a percentile bootstrap in which the runs and those of the truth are drawn anew, so that it holds the
+    noise of both.
+    """
+    runs, truth_runs = np.asarray(runs, float), np.asarray(truth_runs, float)
+    taus = kendall(runs, truth_runs.mean(0))
+    if len(runs) < 2 or len(truth_runs) < 2:
+        return taus, Interval(float(taus.mean()), np.nan, np.nan)
+    random = np.random.default_rng(seed)
+    drawn = random.integers(len(runs), size=(RESAMPLES, len(runs)))
+    drawn_truth = random.integers(len(truth_runs), size=(RESAMPLES, len(truth_runs)))
+    means = kendall(runs[drawn], truth_runs[drawn_truth].mean(1)[:, None]).mean(1)
+    return taus, Interval(float(taus.mean()), *_percentiles(means))
+
+
+def ceiling(truth_runs: ArrayLike, seed: int = 0) -> tuple[Array, Interval]:
+    """tau of each run from scratch with the mean of the others: what seed noise leaves to any estimator that costs a
+    run. The interval is a percentile bootstrap over those taus. Raises ValueError for a single run."""
+    truth_runs = np.asarray(truth_runs, float)
+    number = len(truth_runs)
+    if number < 2:
+        raise ValueError("a ceiling needs two runs of each network from scratch; train more seeds")
+    others = (truth_runs.sum(0) - truth_runs) / (number - 1)
+    taus = kendall(truth_runs, others)
+    drawn = np.random.default_rng(seed).integers(number, size=(RESAMPLES, number))
+    return taus, Interval(float(taus.mean()), *_percentiles(taus[drawn].mean(1)))
+
+
+def _percentiles(means: Array) -> tuple[float, float]:
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def regret(scores: ArrayLike, truth: ArrayLike) -> Array:
+    """What is lost by taking the network with the best score (..., networks): the truth of the best less that of the
+    pick; the mean over the picks where several share the best score."""
+    scores, truth = np.asarray(scores, float), np.asarray(truth, float)
+    best = scores == scores.max(-1, keepdims=True)
+    return truth.max() - (best * truth).sum(-1) / best.sum(-1)
+
+
+def interval(values: ArrayLike) -> Interval:
+    """The mean of values (seeds,) with Student's interval."""
+    values = np.asarray(values, float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Interval(mean, np.nan, np.nan)
+    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half)
+
+
+def differences(runs: ArrayLike) -> list[Difference]:
+    """All pairs of networks, compared seed by seed (paired t-test), with p-values corrected after Holm (1979)."""
+    runs = np.asarray(runs, float)
+    pairs = list(combinations(range(runs.shape[1]), 2))
+    gaps = [interval(runs[:, a] - runs[:, b]) for a, b in pairs]
+    raw = np.array([_paired_p(runs[:, a] - runs[:, b]) for a, b in pairs])
+    order = np.argsort(raw)
+    stepped = np.maximum.accumulate(raw[order] * np.arange(len(raw), 0, -1))
+    corrected = np.empty_like(raw)
+    corrected[order] = np.minimum(stepped, 1)
+    return [Difference(a, b, *gap, float(p)) for (a, b), gap, p in zip(pairs, gaps, corrected, strict=True)]
+
+
+def _paired_p(gaps: Array) -> float:
+    if len(gaps) < 2:
+        return np.nan
+    if not gaps.std():
+        return 0.0 if gaps[0] else 1.0
+    return float(stats.ttest_1samp(gaps, 0).pvalue)

@@ -1,0 +1,101 @@
+"""Ranking statistics against scipy, and where they are known by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from mnas import ranking
+
+SCORES = st.lists(st.integers(0, 5), min_size=2, max_size=9)
+
+
+@given(st.integers(2, 9).flatmap(lambda n: st.tuples(*[st.lists(st.integers(0, 4), min_size=n, max_size=n)] * 2)))
+def test_tau_is_that_of_scipy_ties_included(pair):
+    a, b = pair
+    if len(set(a)) == 1 or len(set(b)) == 1:
+        assert ranking.kendall(a, b) == 0
+    else:
+        assert ranking.kendall(a, b) == pytest.approx(stats.kendalltau(a, b).statistic, abs=1e-12)
+
+
+def test_four_networks_have_seven_values_of_tau():
+    from itertools import permutations
+
+    values = {round(float(ranking.kendall(order, range(4))), 9) for order in permutations(range(4))}
+    assert len(values) == 7
+
+
+def test_agreement_is_the_mean_of_the_taus_and_its_interval_holds_both_noises():
+    random = np.random.default_rng(0)
+    truth = random.normal(size=(1, 6)) + 0.3 * random.normal(size=(10, 6))
+    runs = truth.mean(0) + 0.3 * random.normal(size=(8, 6))
+    taus, found = ranking.agreement(runs, truth)
+    assert taus == pytest.approx([stats.kendalltau(run, truth.mean(0)).statistic for run in runs])
+    assert found.mean == pytest.approx(taus.mean())
+    assert found.low < found.mean < found.high
+    _, without = ranking.agreement(runs, np.repeat(truth.mean(0, keepdims=True), 10, axis=0))
+    assert without.high - without.low < found.high - found.low
+    assert ranking.agreement(runs, truth) == (pytest.approx(taus), found)  # the same draws every time
+
+
+def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
+    """Mean tau of noisy runs under the model, against the intervals of 200 simulated studies."""
+    random = np.random.default_rng(1)
+    quality = np.arange(5.0)
+
+    def study():
+        return ranking.agreement(quality + 2 * random.normal(size=(12, 5)), quality + 0.01 * random.normal(size=(3, 5)))
+
+    expected = ranking.kendall(quality + 2 * random.normal(size=(20_000, 5)), quality).mean()
+    inside = [found.low <= expected <= found.high for _, found in (study() for _ in range(60))]
+    assert np.mean(inside) > 0.8
+
+
+def test_a_single_seed_gives_no_interval():
+    taus, found = ranking.agreement([[1, 2, 3]], [[1, 2, 3], [1, 3, 2]])
+    assert len(taus) == 1
+    assert np.isnan([found.low, found.high]).all()
+    assert np.isnan(ranking.interval([0.5]).low)
+    with pytest.raises(ValueError, match="two runs of each network"):
+        ranking.ceiling([[1, 2, 3]])
+
+
+def test_the_ceiling_leaves_the_run_itself_out():
+    runs = np.array([[0, 1, 2], [0, 1, 2], [2, 1, 0]])
+    taus, found = ranking.ceiling(runs)
+    assert taus.tolist() == [0, 0, -1]  # the others of the first tie, those of the third are against it
+    assert found.mean == pytest.approx(-1 / 3)
+
+
+@given(SCORES, st.integers(0, 2**32 - 1))
+def test_regret_is_what_the_pick_lacks(scores, seed):
+    truth = np.random.default_rng(seed).normal(size=len(scores))
+    picks = [t for s, t in zip(scores, truth, strict=True) if s == max(scores)]
+    assert ranking.regret(scores, truth) == pytest.approx(max(truth) - np.mean(picks))
+    assert ranking.regret([scores, truth], truth)[1] == 0
+
+
+def test_intervals_are_students():
+    values = np.random.default_rng(0).normal(size=10)
+    found = ranking.interval(values)
+    low, high = stats.t.interval(0.95, 9, values.mean(), stats.sem(values))
+    assert found == pytest.approx((values.mean(), low, high))
+
+
+def test_differences_are_paired_and_corrected_for_all_pairs():
+    random = np.random.default_rng(0)
+    runs = random.normal(size=(10, 1)) + [[0, 0, 3]] + 0.5 * random.normal(size=(10, 3))
+    found = ranking.differences(runs)
+    raw = [stats.ttest_rel(runs[:, a], runs[:, b]).pvalue for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert [(d.a, d.b) for d in found] == [(0, 1), (0, 2), (1, 2)]
+    low, middle, high = np.argsort(raw)
+    expected = {low: 3 * raw[low], middle: max(3 * raw[low], 2 * raw[middle]), high: max(2 * raw[middle], raw[high])}
+    for number, difference in enumerate(found):
+        assert difference.p == pytest.approx(min(1, expected[number]))
+        a, b = difference.a, difference.b
+        assert difference.mean == pytest.approx((runs[:, a] - runs[:, b]).mean())
+    assert found[0].p > 0.05 > found[1].p
+    same = ranking.differences([[1, 1], [1, 1]])[0]
+    assert (same.mean, same.p) == (0, 1)

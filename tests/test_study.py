@@ -1,0 +1,228 @@
+"""tools/study.py and tools/report.py: what is trained, that it resumes, and that every number comes from the rows."""
+
+import json
+import re
+import shutil
+
+import common
+import numpy as np
+import pytest
+import report
+import study
+import study_text
+from conftest import ROOT, rows, tool
+from scipy import stats
+from study_rows import Study, summary
+from test_tools import ARCHS, in_process
+
+SHORT = ("--limit-train", 400, "--limit-test", 200, "--threads", 1, "--jobs", 1)
+FIELDS = {"kind", "seed", "arch", "val_top1", "test_top1", "test_loss", "params", "macs", "steps", "seconds", "images"}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A real study of one seed, as short as one can be."""
+    folder = tmp_path_factory.mktemp("study")
+    out, runs = folder / "out", folder / "runs"
+    made = tool("study", *SHORT, "--out", out, "--runs", runs)
+    assert (made.returncode, made.stderr) == (0, "")
+    return out, runs, made.stdout
+
+
+def test_a_study_writes_its_rows_and_a_report(done):
+    out, _, printed = done
+    found = rows(out / "rows.jsonl")
+    assert all(set(row) == FIELDS for row in found)
+    seen = [(row["kind"], row["seed"], row["arch"]) for row in found]
+    assert seen == [("supernet", 0, a) for a in ARCHS] + [("scratch", 1000, a) for a in ARCHS]
+    assert {row["steps"] for row in found} == {4 * 3, 2 * 3}
+    assert all(row["images"] == row["steps"] * 128 for row in found)
+    numbers = json.loads((out / "summary.json").read_text())
+    assert {"tau_mean", "tau_ci", "ceiling_mean", "regret_mean"} <= set(numbers)
+    assert (numbers["tau_ci"], numbers["ceiling_mean"]) == ([None, None], None)
+    page = (out / "README.md").read_text()
+    for name in ("accuracy", "scatter", "ranking", "curves"):
+        assert f"({name}.png)" in page
+        assert (out / f"{name}.png").stat().st_size > 5_000
+    assert all(arch in printed for arch in ARCHS)
+    assert "report: " in printed
+    assert "nan" not in page
+
+
+def test_finished_runs_are_kept_failed_ones_are_shown_and_tried_again(done, tmp_path):
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    shutil.copytree(done[0], out)
+    shutil.copytree(done[1], runs)
+    broken = runs / "scratch" / f"{ARCHS[1]}-seed1000"
+    (broken / "summary.json").unlink()
+    whole = (broken / "checkpoint.pt").read_bytes()
+    (broken / "checkpoint.pt").write_bytes(whole[:-100])
+    before = (runs / "supernet" / "seed0" / "summary.json").stat().st_mtime_ns
+    made = tool("study", *SHORT, "--out", out, "--runs", runs)
+    assert made.returncode == 1
+    assert made.stderr.count("\n") == 1
+    assert f"1 of 5 runs failed (scratch {ARCHS[1]} seed 1000: " in made.stderr
+    assert "continue with the same command" in made.stderr
+    assert "no finished seed" in made.stderr or "Traceback" not in made.stderr
+    assert len(rows(out / "rows.jsonl")) == 7
+    assert json.loads((out / "study.json").read_text())["failed"][0]["run"] == f"scratch {ARCHS[1]} seed 1000"
+    (broken / "checkpoint.pt").write_bytes(whole)
+    made = tool("study", *SHORT, "--out", out, "--runs", runs)
+    assert (made.returncode, made.stderr) == (0, "")
+    keep = [{k: v for k, v in row.items() if k != "seconds"} for row in rows(out / "rows.jsonl")]
+    assert keep == [{k: v for k, v in row.items() if k != "seconds"} for row in rows(done[0] / "rows.jsonl")]
+    assert (runs / "supernet" / "seed0" / "summary.json").stat().st_mtime_ns == before
+
+
+def made_up(path, supernets=6, scratch=5, seed=0, variants=()):
+    """A study of invented accuracies: every number of the report can be computed by hand from them."""
+    path.mkdir()
+    random = np.random.default_rng(seed)
+    quality = np.array([0.90, 0.91, 0.93, 0.96])
+    arms = {"supernet": ("supernet", supernets), "scratch": ("scratch", scratch)}
+    arms |= {name: ("supernet" if "supernet" in name else "scratch", supernets) for name in variants}
+    lines = {"rows": [], "variants": []}
+    for name, (kind, number) in arms.items():
+        for s in range(number):
+            for i, arch in enumerate(ARCHS):
+                row = {
+                    "kind": kind,
+                    "seed": s,
+                    "arch": arch,
+                    "test_top1": round(quality[i] + random.normal(0, 0.01), 4),
+                }
+                row |= {"val_top1": round(quality[i] + random.normal(0, 0.01), 4), "test_loss": 0.1, "images": 1000}
+                row |= {"params": 10 - i, "macs": 100 + i, "steps": 10, "seconds": 2.0}
+                lines["rows" if name == kind else "variants"].append(row if name == kind else {"variant": name, **row})
+    for name, found in lines.items():
+        if found:
+            (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    about = {"space": "mil4", "dataset": "mnist", "recipe": "short", "seeds": supernets, "variants": bool(variants)}
+    about |= {"failed": [{"run": "scratch x seed 9", "seed": 9, "reason": "loss is nan"}]}
+    about |= {"arms": {"supernet": {"sampler": "uniform"}}, "environment": {"processor": "p", "cores": 2, "torch": "t"}}
+    (path / "study.json").write_text(json.dumps(about))
+    return lines["rows"]
+
+
+def matrix(found, kind, key):
+    seeds = sorted({row["seed"] for row in found if row["kind"] == kind})
+    at = {(row["kind"], row["seed"], row["arch"]): row[key] for row in found}
+    return np.array([[100 * at[kind, s, a] for a in ARCHS] for s in seeds])
+
+
+def test_the_summary_is_computed_from_the_rows(tmp_path):
+    found = made_up(tmp_path / "s")
+    report.write(tmp_path / "s")
+    numbers = json.loads((tmp_path / "s" / "summary.json").read_text())
+    supernet, scratch = matrix(found, "supernet", "test_top1"), matrix(found, "scratch", "test_top1")
+    truth = scratch.mean(0)
+    taus = [stats.kendalltau(run, truth).statistic for run in supernet]
+    assert numbers["tau_per_seed"] == pytest.approx(taus)
+    assert numbers["tau_mean"] == pytest.approx(np.mean(taus))
+    assert numbers["tau_ci"][0] <= numbers["tau_mean"] <= numbers["tau_ci"][1]
+    others = [stats.kendalltau(scratch[i], np.delete(scratch, i, 0).mean(0)).statistic for i in range(len(scratch))]
+    assert numbers["ceiling_mean"] == pytest.approx(np.mean(others))
+    picks = matrix(found, "supernet", "val_top1").argmax(1)
+    assert numbers["regret_mean"] == pytest.approx(np.mean(truth.max() - truth[picks]))
+    assert numbers["inherited_mean"] == pytest.approx(supernet.mean())
+    assert numbers["scratch_mean"] == pytest.approx(truth.mean())
+    assert numbers["failed_runs"] == 1
+    page = (tmp_path / "s" / "README.md").read_text()
+    assert "- scratch x seed 9: loss is nan" in page
+    assert f"{truth[3]:.2f} [" in page
+
+
+def test_seeds_that_lack_a_network_are_left_out_of_rankings_and_still_in_the_rows(tmp_path):
+    made_up(tmp_path / "s")
+    file = tmp_path / "s" / "rows.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    report.write(tmp_path / "s")
+    assert json.loads((tmp_path / "s" / "summary.json").read_text())["scratch_seeds"] == 4
+
+
+def test_estimators_and_variants_are_reported_at_their_cost(tmp_path):
+    names = ("supernet-fair", "scratch-equal-total", "supernet-equal-updates", "supernet-stock-optimizer")
+    names += ("scratch-eighth-of-epochs", "fine-tuned")
+    made_up(tmp_path / "s", variants=names)
+    drift = [
+        {"policy": p, "seed": 0, "step": s, "active": 2e-3, "inactive": 0.0 if p == "frozen" else 1e-3}
+        for p in ("frozen", "torch")
+        for s in (10, 20)
+    ]
+    (tmp_path / "s" / "drift.jsonl").write_text("".join(json.dumps(row) + "\n" for row in drift))
+    report.write(tmp_path / "s")
+    found = {e["name"]: e for e in json.loads((tmp_path / "s" / "summary.json").read_text())["estimators"]}
+    assert set(found) == {"parameters", "multiply-accumulates", "supernet", "scratch", *names}
+    assert found["scratch"]["compute"] == 1
+    assert found["supernet"]["compute"] == pytest.approx(0.25)  # one network a step, as many steps as one run
+    assert found["parameters"]["tau_mean"] == -1
+    assert found["multiply-accumulates"]["tau_mean"] == 1
+    page = (tmp_path / "s" / "README.md").read_text()
+    for title in ("Equal budgets", "Samplers", "stock optimizer", "Fine-tuning", "Drift", "Estimators"):
+        assert title in page
+    assert "which is 50% of what entries in use move" in page
+    for name in ("frontier", "drift"):
+        assert (tmp_path / "s" / f"{name}.png").stat().st_size > 5_000
+
+
+def test_variants_are_planned_as_the_method_says():
+    options = study.Options(variants=True, seeds=2)
+    arms = {arm.name: arm for arm in study.arms(options, 55_000, 4, 1)}
+    total = {name: arm.config["epochs"] for name, arm in arms.items()}
+    assert total["scratch-equal-total"] * 4 == total["supernet"]
+    assert total["supernet-equal-updates"] == total["scratch"] * 4
+    assert total["scratch-eighth-of-epochs"] * 8 == total["scratch"] == total["fine-tuned"] * 8
+    assert arms["scratch-eighth-of-data"].config["limit_train"] == 55_000 // 8
+    same = {k: v for k, v in arms["supernet"].config.items() if k != "policy"}
+    assert same == {k: v for k, v in arms["supernet-stock-optimizer"].config.items() if k != "policy"}
+    assert arms["supernet-stock-optimizer"].config["policy"] == "torch"
+    tuned = arms["fine-tuned"].runs(common.Path("r"), ARCHS, 2)
+    assert [run.config["start"] for run in tuned] == ["r/supernet/seed0"] * 4 + ["r/supernet/seed1"] * 4
+    page = (ROOT / "docs" / "method.md").read_text()
+    assert all(f"`{name}`" in page for name in arms if name not in ("scratch-eighth-of-data",))
+
+
+def test_large_spaces_are_sampled():
+    from mnas import spaces
+
+    archs = study.networks(spaces.nb_macro(), study.Options(networks=5))
+    assert len(set(archs)) == 5
+    assert archs == study.networks(spaces.nb_macro(), study.Options(networks=5))
+    (run,) = study.arms(study.Options(space="nb_macro"), 100, 5, 1)[0].runs(common.Path("r"), archs, 1)
+    assert run.config["watched"] == archs
+
+
+BAD = {
+    "space": ("study", ["--space", "mil5"], "mil5"),
+    "seeds": ("study", ["--seeds", 0], 'Invalid value "0" for --seeds'),
+    "dataset": ("study", ["--dataset", "cifar"], "dataset 'cifar' is unknown"),
+    "nothing": ("report", [], "no study is given"),
+    "no study": ("report", ["docs"], "docs/study.json is missing or damaged"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_status_2(case, monkeypatch, capsys):
+    name, arguments, message = BAD[case]
+    monkeypatch.chdir(ROOT)
+    status, _, error = in_process(monkeypatch, capsys, name, *arguments)
+    assert (status, error.count("\n")) == (2, 1)
+    assert message in error
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "results").glob("*/study.json")), ids=lambda f: f.parent.name)
+def test_committed_reports_say_what_their_rows_say(folder, tmp_path, monkeypatch):
+    source = folder.parent
+    monkeypatch.chdir(ROOT)
+    found = Study(source.relative_to(ROOT))
+    assert json.loads((source / "summary.json").read_text()) == pytest.approx(summary(found), nan_ok=True)
+    drawn = [file.stem for file in source.glob("*.png")]
+    order = [name for name in ("accuracy", "scatter", "ranking", "curves", "frontier", "drift") if name in drawn]
+    assert (source / "README.md").read_text() == study_text.page(found, summary(found), order)
+
+
+def test_the_first_page_shows_what_the_study_says(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "README.md").read_text()
+    (shown,) = re.findall(r"<!-- headline -->\n(.*?)\n<!-- end of", text, flags=re.DOTALL)
+    assert shown == report.headline_of(common.Path("results/mil4_mnist"))

@@ -1,0 +1,232 @@
+"""The whole experiment for a space and a data set, in one command: train supernets, read the accuracy of their
+networks, train the same networks from scratch, compare, and write a report.
+
+    python tools/study.py                                     one seed of mil4 on MNIST, about two minutes on 2 cores
+    python tools/study.py --seeds 10 --variants               ten seeds, and what the analyses compare with
+
+Finished runs are kept: the same command continues a study that was stopped, tries again what failed, and adds seeds if
+it asks for more. OUT gets rows.jsonl, one network and run a line, the rows of the other
+analyses, and by tools/report.py README.md, summary.json and figures. Weights stay in runs/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import common
+from common import Count, Failure, Seed
+from cyclopts import App, Parameter
+
+if TYPE_CHECKING:
+    from one_run import Run
+
+    from mnas import SearchSpace
+
+FIRST_SCRATCH_SEED = 1000  # apart from the seeds of supernets: no common random start, no common shuffling
+Settings = dict[str, Any]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    space: str = "mil4"
+    "Search space; help lists them."
+    dataset: str = "mnist"
+    "mnist (embedded), fashion-mnist, kmnist, qmnist or emnist-digits."
+    data_root: Path = Path("data")
+    "Where the data sets other than mnist are, or are downloaded to."
+    recipe: Literal["short", "long"] = "short"
+    "short: minutes; long: best accuracy."
+    seeds: Count = 1
+    "Supernets, and runs from scratch of each network."
+    variants: Annotated[bool, Parameter(negative=())] = False
+    "Also train what the further analyses compare: budgets, samplers, stock optimizer, cheap estimates, fine-tuning."
+    networks: Count = 16
+    "Networks to compare, drawn by --seed, if the space has more."
+    seed: Seed = 0
+    "Draws those networks."
+    jobs: Count | None = None
+    "Runs at a time, each in a process of its own. [default: all cores]"
+    threads: Count | None = None
+    "Threads of each run. [default: all cores divided by --jobs, at least 1]"
+    out: Path | None = None
+    "Directory of the study. [default: results/SPACE_DATASET_nSEEDS]"
+    runs: Path | None = None
+    "Directory of its training runs. [default: runs/SPACE_DATASET]"
+    limit_train: Count | None = None
+    "Use only the first N training images."
+    limit_test: Count | None = None
+    "Use only the first N test images."
+
+
+# Chosen on validation accuracy of single seeds that are not in the studies; docs/method.md.
+RECIPES: dict[tuple[str, str], dict[str, Settings]] = {
+    ("mil4", "short"): {"supernet": {"epochs": 4}, "scratch": {"epochs": 2}},
+    ("mil4", "long"): {
+        "supernet": {"epochs": 40, "augment": "shift", "precision": "bf16", "validate_every": 5},
+        "scratch": {"epochs": 10, "augment": "shift", "precision": "bf16", "validate_every": 5},
+    },
+    ("mil9", "short"): {
+        "supernet": {"epochs": 15, "batch_size": 64, "lr": 0.15, "precision": "bf16", "sampler": "fair"},
+        "scratch": {"epochs": 2, "batch_size": 64, "lr": 0.15, "precision": "bf16"},
+    },
+}
+FINE_TUNING = {"epochs": 0.25, "lr": 0.01}
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """One way of training, on several seeds. kind: "supernet" or "scratch". config: settings of tools/train.py.
+    after: the supernet arm whose networks it begins with."""
+
+    name: str
+    kind: str
+    config: Settings
+    after: str | None = None
+
+    def runs(self, root: Path, archs: list[str], seeds: int) -> list[Run]:
+        from one_run import Run
+
+        found = []
+        for seed in range(seeds):
+            config = {**self.config, "mode": self.kind, "seed": seed}
+            if self.kind == "supernet":
+                config["watched"] = archs
+                found.append(Run(root / self.name / f"seed{seed}", config, f"{self.name} seed {seed}"))
+                continue
+            if self.after:
+                config["start"] = str(root / self.after / f"seed{seed}")
+            config["seed"] += FIRST_SCRATCH_SEED
+            for arch in archs:
+                path = root / self.name / f"{arch}-seed{config['seed']}"
+                found.append(Run(path, {**config, "arch": arch}, f"{self.name} {arch} seed {config['seed']}"))
+        return found
+
+
+def arms(options: Options, images: int, networks: int, threads: int) -> list[Arm]:
+    """The two that every study has, and the variants of the further analyses."""
+    from one_run import DEFAULTS
+
+    recipe = RECIPES.get((options.space, options.recipe), RECIPES["mil4", options.recipe])
+    given = {"space": options.space, "dataset": options.dataset, "threads": threads}
+    given |= {"limit_train": options.limit_train, "limit_test": options.limit_test}
+    supernet, scratch = ({**DEFAULTS[kind], **given, **recipe[kind]} for kind in ("supernet", "scratch"))
+    found = [Arm("supernet", "supernet", supernet), Arm("scratch", "scratch", scratch)]
+    if options.variants:
+        other = {"uniform": "fair", "fair": "uniform"}[supernet["sampler"]]
+        eighth = {**scratch, "epochs": scratch["epochs"] / 8}
+        found += [
+            Arm("supernet-equal-updates", "supernet", {**supernet, "epochs": scratch["epochs"] * networks}),
+            Arm("scratch-equal-total", "scratch", {**scratch, "epochs": supernet["epochs"] / networks}),
+            Arm(f"supernet-{other}", "supernet", {**supernet, "sampler": other}),
+            Arm("supernet-stock-optimizer", "supernet", {**supernet, "policy": "torch"}),
+            Arm("scratch-eighth-of-epochs", "scratch", eighth),
+            Arm("scratch-eighth-of-data", "scratch", {**scratch, "limit_train": images // 8}),
+            Arm("fine-tuned", "scratch", {**eighth, **FINE_TUNING}, after="supernet"),
+        ]
+    return found
+
+
+app = App(help=__doc__, help_format="plaintext", version_flags=())
+
+
+@app.default
+def main(options: Options | None = None) -> None:
+    options = options or Options()
+    if options.space == "help":
+        print(common.list_spaces())
+        return
+
+    import report
+    import sweep
+    from study_rows import TooEarly
+
+    from mnas import spaces
+
+    jobs = options.jobs or common.default_threads()
+    threads = options.threads or max(1, common.default_threads() // jobs)
+    name = "_".join([options.space, options.dataset.split("-")[0], *(["long"] if options.recipe == "long" else [])])
+    out = options.out or Path("results") / f"{name}_n{options.seeds}"
+    root = options.runs or Path("runs") / name
+    with common.user_input():
+        space = spaces.get(options.space)
+    data = common.load_data(options.dataset, options.data_root, options.limit_train, options.limit_test)
+    with common.user_input():
+        space.check_pictures(data.train.images, options.dataset)
+    archs = networks(space, options)
+    planned = arms(options, len(data.train), len(archs), threads)
+    runs = {arm: arm.runs(root, archs, options.seeds) for arm in planned}
+    number = sum(map(len, runs.values()))
+    print(f"study of {space.name} on {options.dataset}: {number} runs, {jobs} at a time; report in {out}", flush=True)
+
+    outcomes: dict[Path, Any] = {}
+    for after in (False, True):  # fine-tuning begins with the supernets
+        now = [run for arm, of_arm in runs.items() for run in of_arm if bool(arm.after) is after]
+        ended = sweep.train(now, jobs, options.data_root, checkpoint_every=500)
+        outcomes |= {run.path: outcome for run, outcome in zip(now, ended, strict=True)}
+        if any(isinstance(outcome, Failure) and outcome.status > 128 for outcome in ended):
+            break
+    moved = []
+    if options.variants:
+        import drift
+
+        moved = drift.measure(planned[0].config, data, min(3, options.seeds))
+    with common.writing(out):
+        record(out, options, runs, outcomes, moved)
+    with contextlib.suppress(TooEarly):  # then the line about the runs that failed says more
+        print(report.write(out))
+    ended = [run for of_arm in runs.values() for run in of_arm if run.path in outcomes]
+    sweep.check(ended, [outcomes[run.path] for run in ended], "the same command")
+
+
+def networks(space: SearchSpace, options: Options) -> list[str]:
+    """All of a small space, or as many as were asked for."""
+    import torch
+
+    if space.size <= options.networks:
+        return [space.format(path) for path in space.paths()]
+    generator, drawn = torch.Generator().manual_seed(options.seed), set()
+    while len(drawn) < options.networks:
+        drawn.add(space.sample(generator))
+    return [space.format(path) for path in sorted(drawn)]
+
+
+def record(
+    out: Path, options: Options, runs: dict[Arm, list[Run]], outcomes: dict[Path, Any], moved: list[dict[str, Any]]
+) -> None:
+    """The raw rows of the study: rows.jsonl of its two arms, variants.jsonl of the others, curves.jsonl of validation,
+    drift.jsonl; study.json says how they were made and what failed."""
+    import json
+
+    from mnas.checkpoint import environment, write_atomically, write_json
+
+    files: dict[str, list[dict[str, Any]]] = {"rows": [], "variants": [], "curves": [], "drift": moved}
+    failed = []
+    for arm, of_arm in runs.items():
+        for run in of_arm:
+            outcome, labels = outcomes.get(run.path), {"kind": arm.kind, "seed": run.config["seed"]}
+            if isinstance(outcome, dict):
+                about = {"steps": outcome["steps"], "seconds": outcome["train_seconds"]}
+                about["images"] = about["steps"] * run.config["batch_size"]
+                main = arm.name == arm.kind
+                labels = labels if main else {"variant": arm.name, **labels}
+                files["rows" if main else "variants"] += [{**labels, **path, **about} for path in outcome["paths"]]
+                lines = (run.path / "metrics.jsonl").read_text().splitlines() if main else []
+                for row in map(json.loads, lines):
+                    files["curves"].append({**labels, **{key: row[key] for key in ("arch", "epoch", "val_top1")}})
+            else:
+                failed.append({"run": run.name, "seed": run.config["seed"], "reason": str(outcome or "not begun")})
+    out.mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        if rows or name == "rows":
+            write_atomically(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    about = {key: getattr(options, key) for key in ("space", "dataset", "recipe", "seeds", "variants")}
+    arms = {arm.name: arm.config for arm in runs}
+    write_json(out / "study.json", {**about, "failed": failed, "arms": arms, "environment": environment()})
+
+
+if __name__ == "__main__":
+    common.run(app)

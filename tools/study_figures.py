@@ -1,0 +1,143 @@
+"""The figures of a study; each function draws one file and is told where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from figures import MARKERS, figure
+from study_rows import estimators
+
+from mnas import ranking
+
+if TYPE_CHECKING:
+    from study_rows import Study
+
+BOTH = (("supernet", "inherited"), ("scratch", "from scratch"))
+
+
+def draw(study: Study) -> list[str]:
+    """All figures that the rows give; returns the names of the files."""
+    made = {"accuracy": accuracy, "scatter": scatter, "ranking": taus}
+    if study.curves:
+        made["curves"] = curves
+    if len(study.arms) > 2:
+        made["frontier"] = frontier
+    if study.drift:
+        made["drift"] = drift
+    for name, function in made.items():
+        function(study, study.path / f"{name}.png")
+    return list(made)
+
+
+def _bars(runs: Any) -> tuple[Any, Any]:
+    """Means of the networks, and the half-widths of their intervals (0 for a single seed)."""
+    found = [ranking.interval(column) for column in runs.T]
+    return np.array([f.mean for f in found]), np.nan_to_num([f.high - f.mean for f in found])
+
+
+def accuracy(study: Study, file: Path) -> None:
+    """Every run as a small mark, the mean of each network with its interval."""
+    at = np.arange(len(study.archs))
+    with figure(file, width=max(5, 0.9 * len(at) + 1.5), height=3.2) as (ax,):
+        for number, (name, label) in enumerate(BOTH):
+            runs, x = study.arms[name].test, at + 0.24 * (number - 0.5)
+            mean, half = _bars(runs)
+            for seed in runs:
+                ax.plot(x, seed, MARKERS[number], markersize=2.5, alpha=0.35, color=f"C{number}", linestyle="")
+            label = f"{label}, mean of {len(runs)}"
+            ax.errorbar(x, mean, half, fmt=MARKERS[number], capsize=3, color=f"C{number}", label=label)
+        ax.set_xticks(at, [arch.replace("-", "\n") for arch in study.archs])
+        ax.set_ylabel("test top-1, %")
+        ax.set_title(study.title)
+        ax.legend(fontsize=8)
+
+
+def scatter(study: Study, file: Path) -> None:
+    (x, dx), (y, dy) = (_bars(study.arms[name].test) for name, _ in BOTH)
+    with figure(file, width=4.4, height=4) as (ax,):
+        for i, arch in enumerate(study.archs):
+            ax.errorbar(x[i], y[i], dy[i], dx[i], fmt=MARKERS[i % len(MARKERS)], capsize=2, label=arch)
+        ends = [min(*(x - dx), *(y - dy)), max(*(x + dx), *(y + dy))]
+        ax.plot(ends, ends, color="black", linewidth=0.8, linestyle="--", label="equal")
+        ax.set_xlabel("inherited from the supernet, test top-1, %")
+        ax.set_ylabel("from scratch, test top-1, %")
+        ax.set_title(study.title)
+        ax.legend(fontsize=7)
+
+
+def curves(study: Study, file: Path) -> None:
+    """Validation accuracy of every network over epochs; mean over seeds, the band is one standard deviation."""
+    with figure(file, 2, width=4, height=3.2) as axes:
+        for ax, (kind, label) in zip(axes, BOTH, strict=True):
+            for i, arch in enumerate(study.archs):
+                rows = [row for row in study.curves if row["kind"] == kind and row["arch"] == arch]
+                epochs = sorted({row["epoch"] for row in rows})
+                values = [[100 * row["val_top1"] for row in rows if row["epoch"] == epoch] for epoch in epochs]
+                mean, spread = np.array([np.mean(v) for v in values]), np.array([np.std(v) for v in values])
+                ax.plot(epochs, mean, marker=MARKERS[i % len(MARKERS)], markersize=3, linewidth=1, label=arch)
+                ax.fill_between(epochs, mean - spread, mean + spread, alpha=0.1)
+            ax.set_xlabel("epoch")
+            ax.set_title(f"{study.title}, {label}", fontsize=9)
+        axes[0].set_ylabel("validation top-1, %")
+        axes[1].legend(fontsize=7)
+
+
+def taus(study: Study, file: Path) -> None:
+    """tau of each supernet, and of each run from scratch with the mean of the others."""
+    scratch = study.arms["scratch"].test
+    groups = {"supernet\nwith the mean\nfrom scratch": ranking.agreement(study.arms["supernet"].test, scratch)}
+    if len(scratch) > 1:
+        groups["one seed from scratch\nwith the mean\nof the others"] = ranking.ceiling(scratch)
+    with figure(file, width=4, height=3.2) as (ax,):
+        for number, (values, found) in enumerate(groups.values()):
+            # Equal taus side by side: with few networks there are few values.
+            seen: dict[float, int] = {}
+            for value in values:
+                place = seen[round(value, 6)] = seen.get(round(value, 6), -1) + 1
+                x = number - 0.3 + 0.035 * place
+                ax.plot(x, value, MARKERS[number], markersize=4, alpha=0.6, color=f"C{number}")
+            ends = np.nan_to_num([[found.mean - found.low], [found.high - found.mean]])
+            ax.errorbar(number + 0.3, found.mean, ends, fmt=MARKERS[number], capsize=3, color="black")
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.set_xticks(range(len(groups)), list(groups))
+        ax.set_xlim(-0.5, len(groups) - 0.5)
+        ax.set_ylim(-1.05, 1.05)
+        ax.set_ylabel("Kendall's tau")
+        ax.set_title(study.title)
+
+
+def frontier(study: Study, file: Path) -> None:
+    """tau against the compute of training; what costs nothing stands at the left edge."""
+    found = estimators(study)
+    free = min(e["compute"] for e in found if e["compute"]) / 4
+    with figure(file, width=6.4, height=3.8) as (ax,):
+        for number, e in enumerate(found):
+            ends = np.nan_to_num([[e["tau_mean"] - e["tau_ci"][0]], [e["tau_ci"][1] - e["tau_mean"]]])
+            marker = MARKERS[number % len(MARKERS)]
+            ax.errorbar(e["compute"] or free, e["tau_mean"], ends, fmt=marker, capsize=2, label=e["name"])
+        ax.axvline(0.1, color="black", linewidth=0.8, linestyle=":")
+        top = next((e["tau_mean"] for e in found if e["name"] == "scratch"), None)
+        if top is not None:
+            ax.axhline(0.9 * top, color="black", linewidth=0.8, linestyle=":")
+        ax.set_xscale("log")
+        ax.set_xlabel("training compute, to one run from scratch of each network (left edge: none)")
+        ax.set_ylabel("Kendall's tau")
+        ax.set_title(f"{study.title}; dotted: a tenth of the compute, 90 % of the ceiling", fontsize=9)
+        ax.legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
+
+
+def drift(study: Study, file: Path) -> None:
+    with figure(file, width=5, height=3.2) as (ax,):
+        lines = {"trained, frozen": ("frozen", "active"), "not trained, stock optimizer": ("torch", "inactive")}
+        lines["not trained, frozen"] = ("frozen", "inactive")
+        for number, (label, (policy, which)) in enumerate(lines.items()):
+            rows = [row for row in study.drift if row["policy"] == policy]
+            steps = sorted({row["step"] for row in rows})
+            mean = [np.mean([row[which] for row in rows if row["step"] == step]) for step in steps]
+            ax.plot(steps, mean, marker=MARKERS[number], markersize=3, markevery=5, label=label)
+        ax.set_xlabel("step")
+        ax.set_ylabel("movement in a step, root mean square")
+        ax.set_title(study.title)
+        ax.legend(fontsize=8)

@@ -1,0 +1,176 @@
+"""The rows of a study as arrays, and the numbers that they give."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import common
+from common import Failure
+
+Row = dict[str, Any]
+
+
+class TooEarly(Failure):
+    """A study has nothing to compare yet."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs of one way of training, as arrays (seeds, networks) in the order of `Study.archs`."""
+
+    name: str
+    seeds: list[int]
+    test: Any
+    val: Any
+    rows: list[Row]
+
+    @property
+    def cost(self) -> float:
+        """Multiply-accumulates of a ranking, forward passes of training alone: a supernet trains one network a step."""
+        of_seed = [row for row in self.rows if row["seed"] == self.seeds[0]]
+        total = sum(row["macs"] * row["images"] for row in of_seed)
+        return total / len(of_seed) if of_seed[0]["kind"] == "supernet" else total
+
+    @property
+    def seconds(self) -> float:
+        """Of training, for a ranking; the mean over seeds."""
+        per_run = {(row["seed"], row["arch"] if row["kind"] == "scratch" else ""): row["seconds"] for row in self.rows}
+        return sum(per_run.values()) / len(self.seeds)
+
+    @property
+    def updates(self) -> float:
+        """Optimizer steps of a ranking."""
+        per_run = {row["arch"] if row["kind"] == "scratch" else "": row["steps"] for row in self.rows}
+        return sum(per_run.values())
+
+
+class Study:
+    """The rows of a study; only seeds of which every network has finished are in its arms."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.about = _read_json(path / "study.json")
+        rows = common.recorded(path, "rows")
+        self.archs = list(dict.fromkeys(row["arch"] for row in rows))
+        self.costs = {row["arch"]: (row["params"], row["macs"]) for row in rows}
+        self.curves = self._optional("curves")
+        self.drift = self._optional("drift")
+        by_name: dict[str, list[Row]] = {}
+        for row in [*rows, *self._optional("variants")]:
+            by_name.setdefault(row.get("variant", row["kind"]), []).append(row)
+        self.arms = {name: arm for name, of_arm in by_name.items() if (arm := self._arm(name, of_arm)).seeds}
+        if not {"supernet", "scratch"} <= self.arms.keys():
+            raise TooEarly(f"{path} has no finished seed of supernet and scratch yet; continue the study", status=2)
+
+    @property
+    def title(self) -> str:
+        return f"{self.about['space']} on {self.about['dataset']}"
+
+    def _optional(self, name: str) -> list[Row]:
+        return common.recorded(self.path, name) if (self.path / f"{name}.jsonl").exists() else []
+
+    def _arm(self, name: str, rows: list[Row]) -> Arm:
+        import numpy as np
+
+        found: dict[int, dict[str, Row]] = {}
+        for row in rows:
+            found.setdefault(row["seed"], {})[row["arch"]] = row
+        seeds = sorted(seed for seed, of_seed in found.items() if set(of_seed) == set(self.archs))
+        test, val = (
+            np.array([[100 * found[seed][arch][key] for arch in self.archs] for seed in seeds])
+            for key in ("test_top1", "val_top1")
+        )
+        return Arm(name, seeds, test, val, [row for row in rows if row["seed"] in seeds])
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise Failure(f"{file} is missing or damaged; it is written by tools/study.py", status=2) from error
+
+
+def summary(study: Study) -> dict[str, Any]:
+    """The numbers of a study by name; null where one seed gives no interval or no ceiling."""
+    from mnas import ranking
+
+    supernet, scratch = study.arms["supernet"], study.arms["scratch"]
+    truth = scratch.test.mean(0)
+    taus, tau = ranking.agreement(supernet.test, scratch.test)
+    lost = ranking.regret(supernet.val, truth)  # the pick is made on validation
+    regret = ranking.interval(lost)
+    found: dict[str, Any] = {
+        "space": study.about["space"],
+        "dataset": study.about["dataset"],
+        "networks": len(study.archs),
+        "supernet_seeds": len(supernet.seeds),
+        "scratch_seeds": len(scratch.seeds),
+        "tau_mean": tau.mean,
+        "tau_ci": [tau.low, tau.high],
+        "tau_per_seed": taus.tolist(),
+        "ceiling_mean": None,
+        "ceiling_ci": None,
+        "regret_mean": regret.mean,
+        "regret_ci": [regret.low, regret.high],
+        "regret_of_chance": float(truth.max() - truth.mean()),
+        "inherited_mean": float(supernet.test.mean()),
+        "scratch_mean": float(truth.mean()),
+        "failed_runs": len(study.about["failed"]),
+        "units": "accuracies and regret in per cent of the test set; tau is Kendall's tau-b; intervals are 95 %",
+        "estimators": estimators(study),
+    }
+    if len(scratch.seeds) > 1:
+        _, top = ranking.ceiling(scratch.test)
+        found |= {"ceiling_mean": top.mean, "ceiling_ci": [top.low, top.high]}
+    return _without_nan(found)
+
+
+def estimators(study: Study) -> list[dict[str, Any]]:
+    """How each way of scoring the networks ranks them, and its training compute and seconds, relative to one run from
+    scratch of each network."""
+    import numpy as np
+
+    from mnas import ranking
+
+    scratch = study.arms["scratch"]
+    truth = scratch.test.mean(0)
+    found = []
+    for number, name in enumerate(("parameters", "multiply-accumulates")):
+        scores = np.array([[study.costs[arch][number] for arch in study.archs]], float)
+        _, tau = ranking.agreement(scores, scratch.test)
+        found.append(_estimator(name, 1, tau, ranking.regret(scores, truth).mean(), 0.0, 0.0))
+    for name, arm in study.arms.items():
+        if arm is not scratch:
+            _, tau = ranking.agreement(arm.test, scratch.test)
+        elif len(arm.seeds) > 1:
+            _, tau = ranking.ceiling(arm.test)
+        else:
+            continue
+        lost = ranking.regret(arm.val, truth).mean()
+        cost, seconds = arm.cost / scratch.cost, arm.seconds / scratch.seconds
+        found.append(_estimator(name, len(arm.seeds), tau, lost, cost, seconds))
+    return found
+
+
+def _estimator(name: str, seeds: int, tau: Any, regret: float, cost: float, seconds: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "seeds": seeds,
+        "tau_mean": tau.mean,
+        "tau_ci": [tau.low, tau.high],
+        "regret_mean": float(regret),
+        "compute": cost,
+        "seconds": seconds,
+    }
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

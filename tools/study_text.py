@@ -1,0 +1,276 @@
+"""The README of a study: tables and sober sentences, all from its numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import common
+from tabulate import tabulate
+
+from mnas import ranking
+
+if TYPE_CHECKING:
+    from study_rows import Arm, Study
+
+ALPHA = 0.05
+Summary = dict[str, Any]
+
+
+def shown(mean: float, low: float | None, high: float | None, digits: int = 2) -> str:
+    """A mean with its interval, if it has one."""
+    if low is None or high is None or math.isnan(low):
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def headline(study: Study, form: str = "github") -> str:
+    supernet, scratch = study.arms["supernet"], study.arms["scratch"]
+    body = []
+    for i, arch in enumerate(study.archs):
+        params, macs = study.costs[arch]
+        accuracies = [shown(*ranking.interval(arm.test[:, i])) for arm in (supernet, scratch)]
+        gap = scratch.test[:, i].mean() - supernet.test[:, i].mean()
+        body.append([arch, *accuracies, f"{gap:+.2f}", f"{params:,}", f"{macs:,}"])
+    heads = [f"inherited, % (n = {len(supernet.seeds)})", f"from scratch, % (n = {len(scratch.seeds)})"]
+    headers = ["network", *heads, "scratch − inherited", "parameters", "MACs"]
+    return tabulate(body, headers, tablefmt=form, disable_numparse=True)
+
+
+def ranking_sentence(found: Summary) -> str:
+    tau = shown(found["tau_mean"], *found["tau_ci"])
+    text = f"Kendall's tau of a supernet with the mean from scratch: {tau} ({found['supernet_seeds']} supernets)"
+    if found["ceiling_mean"] is not None:
+        text += "; of one seed from scratch with the mean of the others, the ceiling: "
+        text += shown(found["ceiling_mean"], *found["ceiling_ci"])
+    regret = shown(found["regret_mean"], *found["regret_ci"], 3)
+    text += f". Picking the network that the supernet scores best on validation loses {regret} points of accuracy; "
+    return text + f"picking at random loses {found['regret_of_chance']:.3f}."
+
+
+def headline_part(study: Study, found: Summary) -> str:
+    """What the first page of the project shows of a study."""
+    return (
+        f"Test top-1 of the {len(study.archs)} networks of `{study.about['space']}` on {study.about['dataset']}, mean "
+        f"and 95 % interval over seeds ([report]({study.path}/README.md)):\n\n{headline(study)}\n\n"
+        f"{ranking_sentence(found)}"
+    )
+
+
+def page(study: Study, found: Summary, figures: list[str]) -> str:
+    """README.md of the study."""
+    about = study.about
+    seeds = f"{found['supernet_seeds']} supernets, {found['scratch_seeds']} runs from scratch of each network"
+    command = f"tools/study.py --space {about['space']} --dataset {about['dataset']} --recipe {about['recipe']}"
+    command += f" --seeds {about['seeds']}{' --variants' if about['variants'] else ''}"
+    machine = about["environment"]
+    parts = [
+        f"# {study.title}: what weight sharing predicts",
+        f"{seeds}. Trained by `python {command}`; this page, `summary.json` and the figures are made from `rows.jsonl` "
+        f"and the files beside it by `python tools/report.py {study.path}`. {machine['processor']}, "
+        f"{machine['cores']} cores, torch {machine['torch']}. Settings of every arm are in `study.json`.",
+        "Selections are made on validation; the test set is read once a run. Intervals are 95 %; two networks are "
+        f"called different when the paired t-test over seeds, corrected for all pairs (Holm), gives p < {ALPHA}: both "
+        "were fixed before the runs.",
+        "## Accuracy",
+        headline(study),
+        "![test accuracy of every network, inherited and from scratch](accuracy.png)",
+        _accuracy_reading(study),
+        "## Which networks differ",
+        _differences(study),
+        "## Ranking",
+        ranking_sentence(found),
+        _what_tau_can_show(study, found),
+        "![tau of each supernet, and of each seed from scratch](ranking.png)",
+        "![inherited against scratch accuracy](scatter.png)",
+    ]
+    if "curves" in figures:
+        parts += ["## Over epochs", "![validation accuracy of every network over epochs](curves.png)", _peaks(study)]
+    if "frontier" in figures:
+        parts += ["## Estimators at their cost", _estimators(found), "![tau against compute](frontier.png)"]
+        parts += [_target(found), *_variants(study, found)]
+    if "drift" in figures:
+        parts += ["## Drift", _drift(study), "![movement of weights in a step](drift.png)"]
+    if about["failed"]:
+        lines = [f"- {failure['run']}: {failure['reason']}" for failure in about["failed"]]
+        parts += ["## Runs that failed", "\n".join(lines)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _accuracy_reading(study: Study) -> str:
+    supernet, scratch = study.arms["supernet"].test, study.arms["scratch"].test
+    share = scratch.mean() / 100
+    single = 100 * math.sqrt(share * (1 - share) / 10_000)
+    text = (
+        f"One number at {scratch.mean():.2f} % on 10,000 images has a standard error of {single:.2f} points from the "
+        f"images alone. Mean over networks: inherited {supernet.mean():.2f}, from scratch {scratch.mean():.2f}."
+    )
+    if len(supernet) > 1 and len(scratch) > 1:
+        text += (
+            f" Standard deviation over seeds: inherited {supernet.std(0, ddof=1).mean():.3f}, from scratch "
+            f"{scratch.std(0, ddof=1).mean():.3f}; range of the networks' means: {_range(supernet):.3f} and "
+            f"{_range(scratch):.3f}."
+        )
+    return text
+
+
+def _range(runs: Any) -> float:
+    return float(runs.mean(0).max() - runs.mean(0).min())
+
+
+def _differences(study: Study) -> str:
+    body, different = [], {}
+    for name, label in (("supernet", "inherited"), ("scratch", "from scratch")):
+        found = ranking.differences(study.arms[name].test)
+        different[label] = sum(d.p < ALPHA for d in found), len(found)
+        for d in found:
+            pair = f"{study.archs[d.a]} − {study.archs[d.b]}"
+            body.append([label, pair, shown(d.mean, d.low, d.high, 3), f"{d.p:.3f}", "yes" if d.p < ALPHA else ""])
+    counts = "; ".join(f"{label}: {some} of {all_} pairs" for label, (some, all_) in different.items())
+    if len(study.archs) > 5:  # too many pairs to read: those that differ
+        body = [line for line in body if line[-1]]
+    if any(math.isnan(float(line[3])) for line in body):
+        return "One seed cannot tell networks apart."
+    table = common.markdown(body, ["weights", "pair", "difference, points", "p (Holm)", "different"]) if body else ""
+    return f"Different at p < {ALPHA}: {counts}.\n\n{table}".strip()
+
+
+def _what_tau_can_show(study: Study, found: Summary) -> str:
+    n = len(study.archs)
+    pairs = n * (n - 1) // 2
+    text = (
+        f"With {n} networks there are {pairs} pairs, so without ties tau has {pairs + 1} values; a random order is "
+        f"fully right once in {math.factorial(n):,}."
+    )
+    if n <= 4:
+        chance = 1 / math.factorial(n)
+        text += f" Of a single supernet only a fully right order is below 5 % (p = {chance:.2f}, one-sided); anything "
+        text += "less shows nothing, and the mean over seeds is what can be read."
+    if found["ceiling_mean"] is not None:
+        low, high = found["tau_ci"]
+        against = "includes" if low is not None and low <= 0 <= high else "excludes"
+        text += f" The interval of the mean tau {against} 0."
+    return text
+
+
+def _peaks(study: Study) -> str:
+    """The epoch at which each network is best on validation, along its supernet."""
+    last = max(row["epoch"] for row in study.curves if row["kind"] == "supernet")
+    body = []
+    for arch in study.archs:
+        rows = [row for row in study.curves if row["kind"] == "supernet" and row["arch"] == arch]
+        epochs = sorted({row["epoch"] for row in rows})
+        mean = {e: sum(r["val_top1"] for r in rows if r["epoch"] == e) for e in epochs}
+        count = sum(row["epoch"] == last for row in rows)
+        best = max(mean, key=mean.__getitem__)
+        body.append([arch, str(best), f"{100 * mean[best] / count:.2f}", f"{100 * mean[last] / count:.2f}"])
+    together = "all peak at the end" if all(line[1] == str(last) for line in body) else "not all peak at the end"
+    table = common.markdown(body, ["network", "best epoch", "validation then, %", f"at epoch {last}, %"])
+    return f"Networks of the supernet, mean over seeds: {together}.\n\n{table}"
+
+
+def _estimators(found: Summary) -> str:
+    body = [
+        [
+            e["name"],
+            str(e["seeds"]),
+            shown(e["tau_mean"], *e["tau_ci"]),
+            f"{e['regret_mean']:.3f}",
+            f"{e['compute']:.3f}",
+            f"{e['seconds']:.2f}",
+        ]
+        for e in found["estimators"]
+    ]
+    return (
+        "tau with the mean from scratch; `scratch` itself: one seed with the mean of the others. Compute: "
+        "multiply-accumulates of training, and seconds, both relative to one run from scratch of each network.\n\n"
+        + common.markdown(body, ["estimator", "n", "tau", "regret, points", "compute", "seconds"])
+    )
+
+
+def _target(found: Summary) -> str:
+    top = found["ceiling_mean"]
+    if top is None:
+        return ""
+    if top <= 0:
+        return "The ceiling is not above 0: not even one run from scratch of each network ranks them."
+    cheap = [e for e in found["estimators"] if 0 < e["compute"] <= 0.1]
+    reached = [e["name"] for e in cheap if e["tau_mean"] >= 0.9 * top]
+    best = max((e for e in found["estimators"] if 0 < e["compute"] < 1), key=lambda e: e["tau_mean"])
+    text = f"The aim of a comparison ten times cheaper at no more than a tenth less tau (at least {0.9 * top:.2f}) is "
+    text += f"reached by {', '.join(reached)}." if reached else "reached by none."
+    return (
+        f"{text} Of what is cheaper than a run from scratch of each, {best['name']} ranks best: tau "
+        f"{best['tau_mean']:.2f}, {best['tau_mean'] / top:.0%} of the ceiling, {1 / best['compute']:.1f} times cheaper."
+    )
+
+
+def _variants(study: Study, found: Summary) -> list[str]:
+    """Budgets, samplers, the stock optimizer and fine-tuning, each next to what it is compared with."""
+    sampler = study.about["arms"]["supernet"]["sampler"]
+    other = next((name for name in study.arms if name in ("supernet-fair", "supernet-uniform")), "")
+    short = "scratch-eighth-of-epochs"
+    sections = {
+        "Equal budgets": ("supernet", "scratch-equal-total", "supernet-equal-updates", "scratch"),
+        f"Samplers: {sampler} (supernet) and the other": ("supernet", other),
+        "Frozen (supernet) and stock optimizer": ("supernet", "supernet-stock-optimizer"),
+        "Fine-tuning an exported network": (
+            "supernet",
+            "fine-tuned",
+            short,
+            "scratch",
+        ),
+    }
+    readings = {
+        "Equal budgets": "`scratch-equal-total` has as many updates in all as `supernet`; `supernet-equal-updates` "
+        "gives each network on average as many updates as `scratch`, to shared weights.",
+        "Fine-tuning an exported network": "`fine-tuned` begins with the weights "
+        f"that the supernet of the same number ended with, and is trained as long as `{short}`.",
+    }
+    parts = []
+    for title, names in sections.items():
+        arms = [study.arms[name] for name in names if name in study.arms]
+        if len(arms) > 1:
+            parts += [f"## {title}", readings.get(title, ""), _arms(arms, found)]
+            parts += [_paired(arms[0], arms[1])] if title.startswith(("Samplers", "Frozen")) else []
+    return parts
+
+
+def _arms(arms: list[Arm], found: Summary) -> str:
+    taus = {e["name"]: shown(e["tau_mean"], *e["tau_ci"]) for e in found["estimators"]}
+    body = []
+    for arm in arms:
+        images = arm.updates * arm.rows[0]["images"] / arm.rows[0]["steps"]
+        accuracy = shown(*ranking.interval(arm.test.mean(1)))
+        line = [arm.name, str(len(arm.seeds)), accuracy, taus.get(arm.name, "–"), f"{arm.updates:,.0f}"]
+        body.append([*line, f"{images:,.0f}", f"{arm.seconds:.0f}"])
+    return common.markdown(
+        body, ["arm", "n", "mean test top-1, %", "tau", "updates, all networks", "images", "seconds"]
+    )
+
+
+def _paired(first: Arm, second: Arm) -> str:
+    shared = sorted(set(first.seeds) & set(second.seeds))
+    rows = [[arm.test[arm.seeds.index(seed)].mean() for seed in shared] for arm in (first, second)]
+    gap = ranking.interval([a - b for a, b in zip(*rows, strict=True)])
+    if math.isnan(gap.low):
+        return ""
+    verdict = "includes" if gap.low <= 0 <= gap.high else "excludes"
+    return (
+        f"{first.name} less {second.name}, the same random start and shuffling, {len(shared)} seeds: "
+        f"{shown(*gap, 3)} points; the interval {verdict} 0."
+    )
+
+
+def _drift(study: Study) -> str:
+    def mean(policy: str, which: str) -> float:
+        values = [row[which] for row in study.drift if row["policy"] == policy]
+        return sum(values) / len(values)
+
+    seeds = len({row["seed"] for row in study.drift})
+    stock = mean("torch", "inactive") / mean("torch", "active")
+    return (
+        f"Movement of weights in a step of the first epoch ({seeds} seeds), of entries that the sampled path does not "
+        f"use: frozen {mean('frozen', 'inactive'):.1g}; zeroed gradients under stock momentum and decay "
+        f"{mean('torch', 'inactive'):.2g}, which is {stock:.0%} of what entries in use move."
+    )
