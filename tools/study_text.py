@@ -53,7 +53,7 @@ def headline_part(study: Study, found: Summary) -> str:
     return (
         f"Test top-1 of the {len(study.archs)} networks of `{study.about['space']}` on {study.about['dataset']}, mean "
         f"and 95 % interval over seeds ([report]({study.path}/README.md)):\n\n{headline(study)}\n\n"
-        f"{ranking_sentence(found)}"
+        f"{ranking_sentence(found)} Made by `tools/report.py {study.path} --headline README.md`."
     )
 
 
