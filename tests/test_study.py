@@ -165,6 +165,19 @@ def test_estimators_and_variants_are_reported_at_their_cost(tmp_path):
         assert (tmp_path / "s" / f"{name}.png").stat().st_size > 5_000
 
 
+def test_one_supernet_gives_no_interval_and_nothing_is_said_of_one(tmp_path):
+    made_up(tmp_path / "s", supernets=1)
+    report.write(tmp_path / "s")
+    page = (tmp_path / "s" / "README.md").read_text()
+    assert "one-sided" in page
+    assert "The interval of the mean tau" not in page
+
+
+def test_fine_tuning_is_as_long_as_what_it_is_compared_with():
+    arms = {arm.name: arm.config for arm in study.arms(study.Options(variants=True, recipe="long"), 55_000, 4, 1)}
+    assert arms["fine-tuned"]["epochs"] == arms["scratch-eighth-of-epochs"]["epochs"] == 10 / 8
+
+
 def test_variants_are_planned_as_the_method_says():
     options = study.Options(variants=True, seeds=2)
     arms = {arm.name: arm for arm in study.arms(options, 55_000, 4, 1)}

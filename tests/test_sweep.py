@@ -173,6 +173,18 @@ def test_after_a_signal_no_further_run_begins(tmp_path, monkeypatch):
     assert raised.value.status == 143
 
 
+def test_runtime_settings_reach_the_run_and_can_be_switched_off(tmp_path, monkeypatch):
+    seen, orders = [], []
+    monkeypatch.setattr(common, "configure_runtime", lambda *settings: seen.append(settings))
+    monkeypatch.setattr(common, "in_memory_order", lambda images, last: orders.append(last) or images)
+    for on in (True, False):
+        config = {**one_run.DEFAULTS["scratch"], "mode": "scratch", "arch": ARCHS[0], "limit_train": 64}
+        config |= {"limit_test": 8, "threads": 1, "keep_memory": on, "channels_last": on}
+        one_run.train(Run(tmp_path / str(on), config, "a"), lambda *_, **__: 0, tmp_path, 200)
+    assert seen == [(1, True), (1, False)]
+    assert orders == [True] * 3 + [False] * 3
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True

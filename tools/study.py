@@ -74,7 +74,7 @@ RECIPES: dict[tuple[str, str], dict[str, Settings]] = {
         "scratch": {"epochs": 2, "batch_size": 64, "lr": 0.15, "precision": "bf16"},
     },
 }
-FINE_TUNING = {"epochs": 0.25, "lr": 0.01}
+FINE_TUNING = {"lr": 0.01}
 
 
 @dataclass(frozen=True, eq=False)

@@ -146,9 +146,9 @@ def _what_tau_can_show(study: Study, found: Summary) -> str:
         chance = 1 / math.factorial(n)
         text += f" Of a single supernet only a fully right order is below 5 % (p = {chance:.2f}, one-sided); anything "
         text += "less shows nothing, and the mean over seeds is what can be read."
-    if found["ceiling_mean"] is not None:
-        low, high = found["tau_ci"]
-        against = "includes" if low is not None and low <= 0 <= high else "excludes"
+    low, high = found["tau_ci"]
+    if low is not None:
+        against = "includes" if low <= 0 <= high else "excludes"
         text += f" The interval of the mean tau {against} 0."
     return text
 
@@ -196,9 +196,11 @@ def _target(found: Summary) -> str:
         return "The ceiling is not above 0: not even one run from scratch of each network ranks them."
     cheap = [e for e in found["estimators"] if 0 < e["compute"] <= 0.1]
     reached = [e["name"] for e in cheap if e["tau_mean"] >= 0.9 * top]
-    best = max((e for e in found["estimators"] if 0 < e["compute"] < 1), key=lambda e: e["tau_mean"])
+    best = max((e for e in found["estimators"] if 0 < e["compute"] < 1), key=lambda e: e["tau_mean"], default=None)
     text = f"The aim of a comparison ten times cheaper at no more than a tenth less tau (at least {0.9 * top:.2f}) is "
     text += f"reached by {', '.join(reached)}." if reached else "reached by none."
+    if best is None:
+        return text
     return (
         f"{text} Of what is cheaper than a run from scratch of each, {best['name']} ranks best: tau "
         f"{best['tau_mean']:.2f}, {best['tau_mean'] / top:.0%} of the ceiling, {1 / best['compute']:.1f} times cheaper."

@@ -76,7 +76,7 @@ class Options:
     keep_memory: bool | None = None
     "Keep freed memory instead of returning it to the system after every operation; no result changes. [default: yes]"
     channels_last: bool | None = None
-    "Pictures in channels_last order, in which convolutions are faster. [default: yes]"
+    "Pictures in channels_last order; makes no difference for one channel. [default: yes]"
     out: Path | None = None
     "Run directory, new or empty. [default: a new one under runs/]"
     resume: Annotated[bool, Parameter(negative=())] = False
