@@ -86,7 +86,8 @@ def configure_runtime(threads: int | None, keep_memory: bool = True) -> None:
 
 
 def in_memory_order(images: Tensor, channels_last: bool = True) -> Tensor:
-    """The pictures in channels_last order unless switched off; the values stay. To torch, pictures of one channel are in it already."""
+    """The pictures in channels_last order unless switched off; the values stay. To torch, pictures of one channel are
+    in it already."""
     import torch
 
     return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
