@@ -66,7 +66,7 @@ class Options:
 RECIPES: dict[tuple[str, str], dict[str, Settings]] = {
     ("mil4", "short"): {"supernet": {"epochs": 4}, "scratch": {"epochs": 2}},
     ("mil4", "long"): {
-        "supernet": {"epochs": 40, "augment": "shift", "precision": "bf16", "validate_every": 5},
+        "supernet": {"epochs": 20, "augment": "shift", "precision": "bf16", "validate_every": 5},
         "scratch": {"epochs": 10, "augment": "shift", "precision": "bf16", "validate_every": 5},
     },
     ("mil9", "short"): {
