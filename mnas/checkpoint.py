@@ -95,7 +95,7 @@ class RunDirectory:
                 flag = "--" + key.replace("_", "-")
                 raise RunError(
                     f"{self.path} was begun with {flag} {stored.get(key)}, not {config.get(key)}; "
-                    f"resume with the same settings or choose another --out"
+                    f"resume with the same settings or choose another directory"
                 )
 
     def save(self, state: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ def test_what_is_no_convolution_has_no_naive_form():
 
 BAD = {
     "suite": (["--only", "speed"], 'Invalid value "speed" for --only'),
-    "page": (["--page", "docs/nothing.md"], "--page docs/nothing.md is no file"),
+    "page": (["--page", "docs/nothing.md"], "--page docs/nothing.md is no file of text"),
     "page without marks": (["--page", "docs/design.md"], "--page docs/design.md lacks the marks <!-- step -->"),
     "rows": (["--redraw", "--out", "docs"], "docs/step.jsonl holds no rows; measure them first"),
     "both": (["--redraw", "--quick"], "--redraw is for the page, which --quick leaves alone"),

@@ -14,7 +14,7 @@ TABLES = ("drift", "cost", "memory")
 
 BAD = {
     "part": (["--only", "speed"], 'Invalid value "speed" for --only'),
-    "page": (["--page", "docs/nothing.md"], "--page docs/nothing.md is no file"),
+    "page": (["--page", "docs/nothing.md"], "--page docs/nothing.md is no file of text"),
     "option": (["--fast"], "Unknown option: --fast"),
     "threads": (["--threads", 0], 'Invalid value "0" for --threads'),
 }

@@ -10,10 +10,13 @@ import pytest
 import report
 import study
 import study_text
+import study_words
 from conftest import ROOT, rows, tool
 from scipy import stats
 from study_rows import Study, summary
 from test_tools import ARCHS, in_process
+
+from mnas import ranking
 
 SHORT = ("--limit-train", 400, "--limit-test", 200, "--threads", 1, "--jobs", 1)
 FIELDS = {"kind", "seed", "arch", "val_top1", "test_top1", "test_loss", "params", "macs", "steps", "seconds", "images"}
@@ -211,6 +214,8 @@ BAD = {
     "dataset": ("study", ["--dataset", "cifar"], "dataset 'cifar' is unknown"),
     "nothing": ("report", [], "no study is given"),
     "no study": ("report", ["docs"], "docs/study.json is missing or damaged"),
+    "no page": ("report", ["results/mil4_mnist", "--headline", "docs"], "--headline docs is no file of text"),
+    "no marks": ("report", ["results/mil4_mnist", "--overview", "README.md"], "--overview README.md lacks the marks"),
 }
 
 
@@ -244,8 +249,55 @@ def test_committed_reports_say_what_their_rows_say(folder, tmp_path, monkeypatch
     assert (source / "README.md").read_text() == study_text.page(found, summary(found), order)
 
 
-def test_the_first_page_shows_what_the_study_says(monkeypatch):
+def test_pages_show_what_the_studies_say(monkeypatch):
     monkeypatch.chdir(ROOT)
-    text = (ROOT / "README.md").read_text()
-    (shown,) = re.findall(r"<!-- headline -->\n(.*?)\n<!-- end of", text, flags=re.DOTALL)
-    assert shown == report.headline_of(common.Path("results/mil4_mnist"))
+    (command,) = re.findall(r"Made by `tools/report.py (.*?)`", (ROOT / "README.md").read_text())
+    paths = [common.Path(word) for word in command.split() if word.startswith("results/")]
+    pages = [common.Path("README.md"), common.Path("README.ru.md")], common.Path("docs/results.md")
+    made = report.shared_pages(tuple(paths), tuple(pages[0]), pages[1])
+    assert [part for _, part, _ in made] == ["headline", "headline", *report.OVERVIEW]
+    for page, part, text in made:
+        assert common.replaced(page.read_text(), part, text) == page.read_text()
+
+
+def test_runs_of_other_settings_are_never_counted(done):
+    out, runs, _ = done
+    before = (out / "rows.jsonl").read_bytes()
+    made = tool("study", *SHORT[2:], "--limit-train", 300, "--out", out, "--runs", runs)
+    assert (made.returncode, made.stderr.count("\n")) == (2, 1)
+    assert "supernet/seed0 was begun with --limit-train 400, not 300" in made.stderr
+    assert (out / "rows.jsonl").read_bytes() == before
+
+
+def test_studies_are_shown_beside_each_other(tmp_path, monkeypatch, capsys):
+    """Three studies of the same networks and one of another data set; every difference by hand."""
+    monkeypatch.chdir(tmp_path)
+    names = ("one", "one_long", "nested", "other")
+    found = {name: made_up(tmp_path / name, seed=number) for number, name in enumerate(names)}
+    for name, changes in {"one_long": {"recipe": "long"}, "nested": {"space": "x"}, "other": {"dataset": "y"}}.items():
+        about = json.loads((tmp_path / name / "study.json").read_text())
+        (tmp_path / name / "study.json").write_text(json.dumps({**about, **changes}))
+    marks = {part: f"<!-- {part} -->\nold\n<!-- end of {part} -->\n" for part in ("headline", *report.OVERVIEW)}
+    for name in ("a.md", "a.ru.md"):
+        (tmp_path / name).write_text(marks["headline"])
+    (tmp_path / "o.md").write_text("".join(marks[part] for part in report.OVERVIEW))
+    pages = ("--headline", "a.md", "--headline", "a.ru.md", "--overview", "o.md")
+    assert in_process(monkeypatch, capsys, "report", *names, *pages)[0] == 0
+    english, russian, overview = ((tmp_path / name).read_text() for name in ("a.md", "a.ru.md", "o.md"))
+    assert "| inherited, long recipe" in english
+    assert "nested" not in english.split("Made by")[0]  # another space
+    assert f"`tools/report.py {' '.join((*names, *pages))}`" in english
+    mean = matrix(found["one"], "supernet", "test_top1").mean(0)
+    assert f"| {ARCHS[0]} | {mean[0]:.2f} [" in english
+    assert f"| {ARCHS[0]} | {mean[0]:.2f} [".replace(".", ",") in russian
+    assert "; " in russian
+    assert not re.search(r"\d\.\d", russian.split("Сделано")[0])
+    assert all(f"[{name}](../{name}/README.md)" in overview for name in names)
+    gap = matrix(found["nested"], "scratch", "test_top1") - matrix(found["one"], "scratch", "test_top1")
+    line = next(line for line in overview.splitlines() if line.startswith("| nested") and "from scratch" in line)
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[2:4] == ["5", study_words.shown(*ranking.interval(gap[:, 0]), 3)]
+    assert cells[-1] == study_words.shown(*ranking.interval(gap.mean(1)), 3)
+    assert overview.count("| other") == 0
+    for name in ("tau", "networks"):
+        assert (tmp_path / "o" / f"{name}.png").stat().st_size > 5_000

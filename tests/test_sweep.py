@@ -143,7 +143,9 @@ def test_outcomes_follow_the_runs_whatever_is_raised(tmp_path, monkeypatch, caps
     assert outcomes[0] == {"name": "done"}
     assert outcomes[3] == {"name": "fine"}
     assert [str(o) for o in outcomes[1:3]] == ["loss is nan", "KeyError: 'x'"]
-    assert "Traceback" in capsys.readouterr().err
+    printed, error = capsys.readouterr()
+    assert "Traceback" in error
+    assert printed == "failed: failed: loss is nan\nbug: failed: KeyError: 'x'\n"
     with pytest.raises(
         Failure, match=r"2 of 4 runs failed \(failed: loss is nan; bug: KeyError: 'x'\); continue with this$"
     ):
@@ -198,7 +200,7 @@ def test_the_bar_counts_the_steps_of_all_runs(monkeypatch, capsys):
         shown.report("a", step=10, total=30, loss=2.0)
         shown.report("b", step=5, total=30, loss=1.0)
         shown.report("a", "epoch 1", step=30, total=30, loss=0.5)
-        shown.end("a")
+        shown.end("a", None)
         assert (shown.bar.n, shown.bar.total) == (35, 120)
         assert shown.bar.postfix == "1 of 4 runs ended, b 1.000"
         os.kill(os.getpid(), signal.SIGINT)

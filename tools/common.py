@@ -228,15 +228,16 @@ def _marks(part: str) -> tuple[str, str]:
     return f"<!-- {part} -->\n", f"<!-- end of {part} -->"
 
 
-def check_page(page: Path, parts: tuple[str, ...]) -> None:
+def check_page(page: Path, parts: tuple[str, ...], flag: str = "--page", as_: str = "docs/freezing.md") -> None:
     """Before anything is measured: the page can take the tables of these parts."""
-    if not page.is_file():
-        raise Failure(f"--page {page} is no file; expected one with marks, as docs/freezing.md", status=2)
-    text = page.read_text()
+    try:
+        text = page.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failure(f"{flag} {page} is no file of text; expected one with marks, as {as_}", status=2) from error
     for part in parts:
         begin, end = _marks(part)
         if begin not in text or end not in text:
-            raise Failure(f"--page {page} lacks the marks {begin.strip()} and {end}; restore them", status=2)
+            raise Failure(f"{flag} {page} lacks the marks {begin.strip()} and {end}; restore them", status=2)
 
 
 def record(out: Path, part: str, rows: list[dict[str, Any]], /, **settings: Any) -> None:

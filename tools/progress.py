@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from common import Failure
     from tqdm import tqdm
 
 REPORT_EVERY = 0.1  # seconds between the reports of a worker: seldom enough to cost nothing
@@ -70,9 +71,12 @@ class Progress:
                 self._show(step - before)
         return self.interruption.signal
 
-    def end(self, name: str) -> None:
-        """The run has ended, well or not."""
+    def end(self, name: str, failure: Failure | None) -> None:
+        """The run has ended, well or not; a failure is named at once, beside other runs that may take hours."""
         with self._lock:
+            if failure and failure.status < 128 and self.runs > 1:
+                self.bar.write(f"{name}: failed: {failure}", file=sys.stdout)
+                sys.stdout.flush()
             self._ended += 1
             self._losses.pop(name, None)
             self._show(0)

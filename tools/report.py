@@ -3,11 +3,13 @@
     python tools/report.py results/mil4_mnist ...
 
 Writes README.md, summary.json and figures beside rows.jsonl. Accuracies are on the test set; intervals are 95 %.
---headline also puts the table of the first study into a page between the marks of that name.
+--headline also puts the first study into a page between the marks of that name, beside those studies that only differ
+from it in their recipe; a page named *.ru.md gets it in Russian. --overview puts all studies beside each other.
 """
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -15,31 +17,52 @@ import common
 from common import Failure
 from cyclopts import App, Parameter
 
+OVERVIEW = ("studies", "against-first")  # the parts of docs/results.md
+
 app = App(help=__doc__, help_format="plaintext", version_flags=())
 
 
 @app.default
 def main(
     *studies: Annotated[Path, Parameter(help="Directories with rows.jsonl.")],
-    headline: Annotated[Path | None, Parameter(help="Page that shows the first study, as README.md.")] = None,
+    headline: Annotated[tuple[Path, ...], Parameter(help="Page that shows the first study, as README.md.")] = (),
+    overview: Annotated[Path | None, Parameter(help="Page that shows all studies, as docs/results.md.")] = None,
 ) -> None:
     if not studies:
         raise Failure("no study is given; expected directories with rows.jsonl, as results/mil4_mnist", status=2)
-    if headline:
-        common.check_page(headline, ("headline",))
+    for page in headline:
+        common.check_page(page, ("headline",), "--headline", "README.md")
+    if overview:
+        common.check_page(overview, OVERVIEW, "--overview", "docs/results.md")
     for study in studies:
         print(write(study))
-    if headline:
-        common.publish(headline, "headline", headline_of(studies[0]))
+    for page, part, text in shared_pages(studies, headline, overview):
+        common.publish(page, part, text)
+    if overview:
+        import comparison
+        from study_rows import Study
+
+        with common.writing(overview.parent):
+            comparison.draw([Study(path) for path in studies], overview.with_suffix(""))
 
 
-def headline_of(study: Path) -> str:
-    """The result of a study in a table and two sentences."""
-    import study_text
-    from study_rows import Study, summary
+def shared_pages(
+    paths: tuple[Path, ...], headline: tuple[Path, ...], overview: Path | None
+) -> list[tuple[Path, str, str]]:
+    """Page, part and text of what shows several studies."""
+    import comparison
+    import study_words
+    from study_rows import Study
 
-    opened = Study(study)
-    return study_text.headline_part(opened, summary(opened))
+    studies = [Study(path) for path in paths]
+    flags = [flag for page in headline for flag in ("--headline", page)]
+    flags += ["--overview", overview] if overview else []
+    command = shlex.join(map(str, ["tools/report.py", *paths, *flags]))
+    parts = [(page, "headline", comparison.headline(studies, command, study_words.of_page(page))) for page in headline]
+    if overview:
+        tables = (comparison.overview(studies), comparison.against_first(studies))
+        parts += [(overview, part, text) for part, text in zip(OVERVIEW, tables, strict=True)]
+    return parts
 
 
 def write(path: Path) -> str:
@@ -47,6 +70,7 @@ def write(path: Path) -> str:
     import study_figures
     import study_text
     from study_rows import Study, summary
+    from study_words import ENGLISH
 
     from mnas.checkpoint import write_atomically, write_json
 
@@ -56,7 +80,7 @@ def write(path: Path) -> str:
         drawn = study_figures.draw(study)
         write_json(path / "summary.json", found)
         write_atomically(path / "README.md", study_text.page(study, found, drawn))
-    return "\n\n".join([study_text.headline(study, "simple"), study_text.ranking_sentence(found), f"report: {path}"])
+    return "\n\n".join([study_text.headline(study, "simple"), ENGLISH.ranking(found), f"report: {path}"])
 
 
 if __name__ == "__main__":

@@ -145,6 +145,7 @@ def main(options: Options | None = None) -> None:
     from study_rows import TooEarly
 
     from mnas import spaces
+    from mnas.checkpoint import RunDirectory
 
     jobs = options.jobs or common.default_threads()
     threads = options.threads or max(1, common.default_threads() // jobs)
@@ -159,6 +160,10 @@ def main(options: Options | None = None) -> None:
     archs = networks(space, options)
     planned = arms(options, len(data.train), len(archs), threads)
     runs = {arm: arm.runs(root, archs, options.seeds) for arm in planned}
+    with common.user_input():  # others are compared when they continue; these would count without having been read
+        for run in (run for of_arm in runs.values() for run in of_arm):
+            if (directory := RunDirectory(run.path)).finished:
+                directory.check_config(run.config)
     number = sum(map(len, runs.values()))
     print(f"study of {space.name} on {options.dataset}: {number} runs, {jobs} at a time; report in {out}", flush=True)
 

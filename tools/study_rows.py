@@ -67,6 +67,10 @@ class Study:
             raise TooEarly(f"{path} has no finished seed of supernet and scratch yet; continue the study", status=2)
 
     @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
     def title(self) -> str:
         return f"{self.about['space']} on {self.about['dataset']}"
 

@@ -6,22 +6,16 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import common
+from study_words import ENGLISH, shown
 from tabulate import tabulate
 
 from mnas import ranking
 
 if TYPE_CHECKING:
     from study_rows import Arm, Study
+    from study_words import Summary
 
 ALPHA = 0.05
-Summary = dict[str, Any]
-
-
-def shown(mean: float, low: float | None, high: float | None, digits: int = 2) -> str:
-    """A mean with its interval, if it has one."""
-    if low is None or high is None or math.isnan(low):
-        return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def headline(study: Study, form: str = "github") -> str:
@@ -37,32 +31,12 @@ def headline(study: Study, form: str = "github") -> str:
     return tabulate(body, headers, tablefmt=form, disable_numparse=True)
 
 
-def ranking_sentence(found: Summary) -> str:
-    tau = shown(found["tau_mean"], *found["tau_ci"])
-    text = f"Kendall's tau of a supernet with the mean from scratch: {tau} ({found['supernet_seeds']} supernets)"
-    if found["ceiling_mean"] is not None:
-        text += "; of one seed from scratch with the mean of the others, the ceiling: "
-        text += shown(found["ceiling_mean"], *found["ceiling_ci"])
-    regret = shown(found["regret_mean"], *found["regret_ci"], 3)
-    text += f". Picking the network that the supernet scores best on validation loses {regret} points of accuracy; "
-    return text + f"picking at random loses {found['regret_of_chance']:.3f}."
-
-
-def headline_part(study: Study, found: Summary) -> str:
-    """What the first page of the project shows of a study."""
-    return (
-        f"Test top-1 of the {len(study.archs)} networks of `{study.about['space']}` on {study.about['dataset']}, mean "
-        f"and 95 % interval over seeds ([report]({study.path}/README.md)):\n\n{headline(study)}\n\n"
-        f"{ranking_sentence(found)} Made by `tools/report.py {study.path} --headline README.md`."
-    )
-
-
 def page(study: Study, found: Summary, figures: list[str]) -> str:
     """README.md of the study."""
     about = study.about
     seeds = f"{found['supernet_seeds']} supernets, {found['scratch_seeds']} runs from scratch of each network"
     command = f"tools/study.py --space {about['space']} --dataset {about['dataset']} --recipe {about['recipe']}"
-    command += f" --seeds {about['seeds']}{' --variants' if about['variants'] else ''}"
+    command += f" --seeds {about['seeds']}{' --variants' if about['variants'] else ''} --out {study.path}"
     machine = about["environment"]
     parts = [
         f"# {study.title}: what weight sharing predicts",
@@ -79,7 +53,7 @@ def page(study: Study, found: Summary, figures: list[str]) -> str:
         "## Which networks differ",
         _differences(study),
         "## Ranking",
-        ranking_sentence(found),
+        ENGLISH.ranking(found),
         _what_tau_can_show(study, found),
         "![tau of each supernet, and of each seed from scratch](ranking.png)",
         "![inherited against scratch accuracy](scatter.png)",

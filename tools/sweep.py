@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
@@ -51,7 +52,7 @@ def train(runs: list[Run], jobs: int, data_root: Path, checkpoint_every: int) ->
         with shown.bar, contextlib.closing(ended):
             for name, failure in ended:
                 failures[name] = failure
-                shown.end(name)
+                shown.end(name, failure)
     lost = Failure("a worker process was killed, and the others with it")
     with common.user_input():
         return [
@@ -102,6 +103,8 @@ def _in_workers(runs: list[Run], jobs: int, work: Work, shown: Progress) -> Ende
     from joblib import Parallel, delayed
     from joblib.externals.loky import get_reusable_executor
 
+    # joblib replaces a worker whose memory has grown by more than it likes, and says so; ours keep what they freed.
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
     ordered = _longest_first(runs)
     pool = Parallel(jobs, "loky", "generator_unordered", batch_size=1, pre_dispatch="all", idle_worker_timeout=IDLE)
     with Listener(backlog=jobs) as listener:
