@@ -60,7 +60,10 @@ BAD = {
     "suite": (["--only", "speed"], 'Invalid value "speed" for --only'),
     "page": (["--page", "docs/nothing.md"], "--page docs/nothing.md is no file of text"),
     "page without marks": (["--page", "docs/design.md"], "--page docs/design.md lacks the marks <!-- step -->"),
-    "rows": (["--redraw", "--out", "docs"], "docs/step.jsonl holds no rows; measure them first"),
+    "rows": (
+        ["--redraw", "--out", "docs"],
+        "docs/step.jsonl cannot be read (No such file or dir",
+    ),
     "both": (["--redraw", "--quick"], "--redraw is for the page, which --quick leaves alone"),
     "threads": (["--threads", 0], 'Invalid value "0" for --threads'),
 }

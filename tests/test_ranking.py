@@ -41,7 +41,7 @@ def test_agreement_is_the_mean_of_the_taus_and_its_interval_holds_both_noises():
 
 
 def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
-    """Mean tau of noisy runs under the model, against the intervals of 200 simulated studies."""
+    """Mean tau of noisy runs under the model, against the intervals of 60 simulated studies."""
     random = np.random.default_rng(1)
     quality = np.arange(5.0)
 

@@ -66,7 +66,7 @@ def test_finished_runs_are_kept_failed_ones_are_shown_and_tried_again(done, tmp_
     assert made.stderr.count("\n") == 1
     assert f"1 of 5 runs failed (scratch {ARCHS[1]} seed 1000: " in made.stderr
     assert "continue with the same command" in made.stderr
-    assert "no finished seed" in made.stderr or "Traceback" not in made.stderr
+    assert "Traceback" not in made.stderr
     assert len(rows(out / "rows.jsonl")) == 7
     assert json.loads((out / "study.json").read_text())["failed"][0]["run"] == f"scratch {ARCHS[1]} seed 1000"
     (broken / "checkpoint.pt").write_bytes(whole)
@@ -101,8 +101,12 @@ def made_up(path, supernets=6, scratch=5, seed=0, variants=()):
         if found:
             (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
     about = {"space": "mil4", "dataset": "mnist", "recipe": "short", "seeds": supernets, "variants": bool(variants)}
-    about |= {"failed": [{"run": "scratch x seed 9", "seed": 9, "reason": "loss is nan"}]}
-    about |= {"arms": {"supernet": {"sampler": "uniform"}}, "environment": {"processor": "p", "cores": 2, "torch": "t"}}
+    about |= {"failed": [{"run": "scratch x seed 9", "arm": "scratch", "seed": 9, "reason": "loss is nan"}]}
+    about |= {"arms": {name: {"sampler": "uniform", "after": None} for name in arms}, "limit_train": None}
+    about |= {"limit_test": None, "networks": 16, "seed": 0, "drawn": False, "test_images": 10_000}
+    if "fine-tuned" in arms:
+        about["arms"]["fine-tuned"]["after"] = "supernet"
+    about |= {"environment": {"processor": "p", "cores": 2, "torch": "t"}}
     (path / "study.json").write_text(json.dumps(about))
     return lines["rows"]
 
@@ -140,7 +144,10 @@ def test_seeds_that_lack_a_network_are_left_out_of_rankings_and_still_in_the_row
     file = tmp_path / "s" / "rows.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
     report.write(tmp_path / "s")
-    assert json.loads((tmp_path / "s" / "summary.json").read_text())["scratch_seeds"] == 4
+    numbers = json.loads((tmp_path / "s" / "summary.json").read_text())
+    assert (numbers["scratch_seeds"], numbers["seeds_left_out"]) == (4, 1)
+    assert "## Seeds that lack a network" in (tmp_path / "s" / "README.md").read_text()
+    assert "- scratch seed 4\n" in (tmp_path / "s" / "README.md").read_text()
 
 
 def test_estimators_and_variants_are_reported_at_their_cost(tmp_path):
@@ -158,6 +165,8 @@ def test_estimators_and_variants_are_reported_at_their_cost(tmp_path):
     assert set(found) == {"parameters", "multiply-accumulates", "supernet", "scratch", *names}
     assert found["scratch"]["compute"] == 1
     assert found["supernet"]["compute"] == pytest.approx(0.25)  # one network a step, as many steps as one run
+    assert found["fine-tuned"]["compute"] == pytest.approx(1.25)  # and what it begins with
+    assert found["fine-tuned"]["seconds"] == pytest.approx(1.25)
     assert found["parameters"]["tau_mean"] == -1
     assert found["multiply-accumulates"]["tau_mean"] == 1
     page = (tmp_path / "s" / "README.md").read_text()
@@ -212,6 +221,9 @@ BAD = {
     "space": ("study", ["--space", "mil5"], "mil5"),
     "seeds": ("study", ["--seeds", 0], 'Invalid value "0" for --seeds'),
     "dataset": ("study", ["--dataset", "cifar"], "dataset 'cifar' is unknown"),
+    "one network": ("study", ["--networks", 1], "1 network is nothing to compare; expected 2 at least"),
+    "out": ("study", ["--out", "README.md"], "cannot write to --out README.md (File exists)"),
+    "runs": ("study", ["--runs", "README.md/x"], "cannot write to --runs README.md/x (Not a directory)"),
     "nothing": ("report", [], "no study is given"),
     "no study": ("report", ["docs"], "docs/study.json is missing or damaged"),
     "no page": ("report", ["results/mil4_mnist", "--headline", "docs"], "--headline docs is no file of text"),

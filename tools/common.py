@@ -256,10 +256,13 @@ def recorded(out: Path, part: str) -> list[dict[str, Any]]:
     """The rows of OUT/<part>.jsonl."""
     import json
 
+    file = out / f"{part}.jsonl"
     try:
-        return [json.loads(line) for line in (out / f"{part}.jsonl").read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise Failure(f"{out / f'{part}.jsonl'} holds no rows; measure them first", status=2) from error
+        return [json.loads(line) for line in file.read_text().splitlines()]
+    except OSError as error:
+        raise Failure(f"{file} cannot be read ({error.strerror}); measure its rows first", status=2) from error
+    except ValueError as error:
+        raise Failure(f"{file} is damaged ({error}); restore it, or measure its rows again", status=2) from error
 
 
 def publish(page: Path, part: str, text: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import common
 import numpy as np
-from figures import MARKERS, figure
+from figures import MARKERS, bars, figure
 from study_rows import Study, summary
 from study_words import ENGLISH, Words, shown
 
@@ -31,7 +31,7 @@ def headline(studies: list[Study], command: str, words: Words = ENGLISH) -> str:
         runs = [study.arms[kind].test[:, study.archs.index(arch)] for study in same for kind, _ in KINDS]
         costs = [words.written(f"{number:,}") for number in first.costs[arch]]
         body.append([arch, *(words.written(shown(*ranking.interval(values))) for values in runs), *costs])
-    caption = words.caption.format(networks=len(first.archs), **first.about)
+    caption = words.caption.format(**(first.about | {"networks": len(first.archs)}))
     parts = [caption, common.markdown(body, [network, *heads, parameters, macs])]
     for study, name in zip(same, names, strict=True):
         found = summary(study)
@@ -103,9 +103,8 @@ def draw(studies: list[Study], folder: Path) -> None:
             have = [i for i, numbers in enumerate(found) if numbers[f"{key}_mean"] is not None]
             mean = np.array([found[i][f"{key}_mean"] for i in have])
             ends = np.array([found[i][f"{key}_ci"] for i in have], float).reshape(-1, 2)
-            bars = np.nan_to_num([mean - ends[:, 0], ends[:, 1] - mean])
             x = np.array(have) + 0.2 * (number - 0.5)
-            ax.errorbar(x, mean, bars, fmt=MARKERS[number], capsize=3, label=label)
+            ax.errorbar(x, mean, bars(mean, *ends.T), fmt=MARKERS[number], capsize=3, label=label)
         ax.axhline(0, color="black", linewidth=0.8)
         ax.set_xticks(range(len(studies)), [study.name.replace("_", "\n") for study in studies])
         ax.set_xlim(-0.5, len(studies) - 0.5)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import common
 import one_run
 
 if TYPE_CHECKING:
@@ -13,13 +16,31 @@ POLICIES = ("frozen", "torch")
 EVERY = 10  # steps a row
 
 
-def measure(config: dict[str, Any], data: Data, seeds: int, epochs: float = 1) -> list[dict[str, Any]]:
+def kept(file: Path, config: dict[str, Any], data: Data, seeds: int) -> list[dict[str, Any]]:
+    """The rows of `measure`, from the file if it has those of the same settings."""
+    import json
+
+    from mnas.checkpoint import write_json
+
+    settings = {"seeds": seeds, "every": EVERY, **config}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads(file.read_text())
+        if found["settings"] == settings:
+            return found["rows"]
+    rows = measure(config, data, seeds)
+    with common.writing(file):
+        write_json(file, {"settings": settings, "rows": rows})
+    return rows
+
+
+def measure(config: dict[str, Any], data: Data, seeds: int) -> list[dict[str, Any]]:
     """Rows of the mean length of a step (root mean square over entries) in what the sampled path uses and in what it
-    does not, over EVERY steps of one epoch at full learning rate. config: of a supernet run."""
+    does not, over EVERY steps, in the first epoch of a supernet run of these settings; fewer if it diverges."""
+    common.configure_runtime(config["threads"], config["keep_memory"])
     rows = []
     for seed in range(seeds):
         for policy in POLICIES:
-            rows += _measure({**config, "mode": "supernet", "seed": seed, "policy": policy, "epochs": epochs}, data)
+            rows += _measure({**config, "mode": "supernet", "seed": seed, "policy": policy}, data)
     return rows
 
 
@@ -27,13 +48,17 @@ def _measure(config: dict[str, Any], data: Data) -> list[dict[str, Any]]:
     import torch
 
     from mnas.masking import ActiveSet, Region
+    from mnas.train import DivergedError
 
     trainer = one_run.trainer_of(config, data)
     merged = [p for p in trainer.module.parameters() if ActiveSet.of(p) and ActiveSet.of(p).regions]
     rows, lengths = [], {"active": 0.0, "inactive": 0.0}
-    while not trainer.finished:
+    while not trainer.finished and trainer.step < trainer.steps_per_epoch:
         before = [p.detach().clone() for p in merged]
-        trainer.advance()
+        try:
+            trainer.advance()
+        except DivergedError:
+            break
         squares, numbers = {"active": 0.0, "inactive": 0.0}, {"active": 0, "inactive": 0}
         for parameter, old in zip(merged, before, strict=True):
             active_set = ActiveSet.of(parameter)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -25,6 +26,13 @@ STYLE = {
     "font.size": 9,
     "figure.constrained_layout.use": True,
 }
+
+
+def bars(means: Any, lows: Any, highs: Any) -> Any:
+    """Lengths of error bars, down and up. A missing end gives none, nor one on the wrong side of its mean, as a
+    bootstrap's may be."""
+    mean, low, high = (np.array(values, float) for values in (means, lows, highs))
+    return np.clip(np.nan_to_num(np.stack([mean - low, high - mean])), 0, None)
 
 
 @contextlib.contextmanager

@@ -127,6 +127,8 @@ def exported(run: Path, space: str, arch: str) -> dict[str, Any]:
     from mnas.export import compact
 
     finished = common.open_run(run)
+    if not finished.directory.finished:
+        raise Failure(f"--start {run} is not finished; continue it with --resume --out {run} first", status=2)
     if finished.space.name != space:
         raise Failure(f"--start {run} is a run of {finished.space.name}, not of {space}", status=2)
     (arch,) = finished.archs(arch, seed=0)

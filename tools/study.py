@@ -11,7 +11,7 @@ analyses, and by tools/report.py README.md, summary.json and figures. Weights st
 
 from __future__ import annotations
 
-import contextlib
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 FIRST_SCRATCH_SEED = 1000  # apart from the seeds of supernets: no common random start, no common shuffling
 Settings = dict[str, Any]
+Row = dict[str, Any]
 
 
 @Parameter(name="*")
@@ -62,6 +63,8 @@ class Options:
     "Use only the first N test images."
 
 
+ABOUT = ("space", "dataset", "recipe", "seeds", "variants", "networks", "seed", "limit_train", "limit_test")
+
 # Chosen on validation accuracy of single seeds that are not in the studies; docs/method.md.
 RECIPES: dict[tuple[str, str], dict[str, Settings]] = {
     ("mil4", "short"): {"supernet": {"epochs": 4}, "scratch": {"epochs": 2}},
@@ -78,9 +81,9 @@ FINE_TUNING = {"lr": 0.01}
 
 
 @dataclass(frozen=True, eq=False)
-class Arm:
-    """One way of training, on several seeds. kind: "supernet" or "scratch". config: settings of tools/train.py.
-    after: the supernet arm whose networks it begins with."""
+class Plan:
+    """An arm of the study: one way of training, on several seeds. kind: "supernet" or "scratch". config: settings of
+    tools/train.py. after: the supernet arm whose networks it begins with."""
 
     name: str
     kind: str
@@ -106,7 +109,7 @@ class Arm:
         return found
 
 
-def arms(options: Options, images: int, networks: int, threads: int) -> list[Arm]:
+def arms(options: Options, images: int, networks: int, threads: int) -> list[Plan]:
     """The two that every study has, and the variants of the further analyses."""
     from one_run import DEFAULTS
 
@@ -114,18 +117,18 @@ def arms(options: Options, images: int, networks: int, threads: int) -> list[Arm
     given = {"space": options.space, "dataset": options.dataset, "threads": threads}
     given |= {"limit_train": options.limit_train, "limit_test": options.limit_test}
     supernet, scratch = ({**DEFAULTS[kind], **given, **recipe[kind]} for kind in ("supernet", "scratch"))
-    found = [Arm("supernet", "supernet", supernet), Arm("scratch", "scratch", scratch)]
+    found = [Plan("supernet", "supernet", supernet), Plan("scratch", "scratch", scratch)]
     if options.variants:
         other = {"uniform": "fair", "fair": "uniform"}[supernet["sampler"]]
         eighth = {**scratch, "epochs": scratch["epochs"] / 8}
         found += [
-            Arm("supernet-equal-updates", "supernet", {**supernet, "epochs": scratch["epochs"] * networks}),
-            Arm("scratch-equal-total", "scratch", {**scratch, "epochs": supernet["epochs"] / networks}),
-            Arm(f"supernet-{other}", "supernet", {**supernet, "sampler": other}),
-            Arm("supernet-stock-optimizer", "supernet", {**supernet, "policy": "torch"}),
-            Arm("scratch-eighth-of-epochs", "scratch", eighth),
-            Arm("scratch-eighth-of-data", "scratch", {**scratch, "limit_train": images // 8}),
-            Arm("fine-tuned", "scratch", {**eighth, **FINE_TUNING}, after="supernet"),
+            Plan("supernet-equal-updates", "supernet", {**supernet, "epochs": scratch["epochs"] * networks}),
+            Plan("scratch-equal-total", "scratch", {**scratch, "epochs": supernet["epochs"] / networks}),
+            Plan(f"supernet-{other}", "supernet", {**supernet, "sampler": other}),
+            Plan("supernet-stock-optimizer", "supernet", {**supernet, "policy": "torch"}),
+            Plan("scratch-eighth-of-epochs", "scratch", eighth),
+            Plan("scratch-eighth-of-data", "scratch", {**scratch, "limit_train": max(1, images // 8)}),
+            Plan("fine-tuned", "scratch", {**eighth, **FINE_TUNING}, after="supernet"),
         ]
     return found
 
@@ -154,37 +157,47 @@ def main(options: Options | None = None) -> None:
     root = options.runs or Path("runs") / name
     with common.user_input():
         space = spaces.get(options.space)
+    archs = networks(space, options)
+    if len(archs) < 2:
+        raise Failure(f"{len(archs)} network is nothing to compare; expected 2 at least: raise --networks", status=2)
+    for flag, path in (("--out", out), ("--runs", root)):
+        _writable(flag, path)
     data = common.load_data(options.dataset, options.data_root, options.limit_train, options.limit_test)
     with common.user_input():
         space.check_pictures(data.train.images, options.dataset)
-    archs = networks(space, options)
     planned = arms(options, len(data.train), len(archs), threads)
     runs = {arm: arm.runs(root, archs, options.seeds) for arm in planned}
-    with common.user_input():  # others are compared when they continue; these would count without having been read
+    try:  # before anything is trained: no run of other settings counts
         for run in (run for of_arm in runs.values() for run in of_arm):
-            if (directory := RunDirectory(run.path)).finished:
-                directory.check_config(run.config)
+            if (run.path / "config.json").exists():
+                RunDirectory(run.path).check_config(run.config)
+    except ValueError as error:
+        raise Failure(f"{error}: --runs", status=2) from error
     number = sum(map(len, runs.values()))
     print(f"study of {space.name} on {options.dataset}: {number} runs, {jobs} at a time; report in {out}", flush=True)
 
     outcomes: dict[Path, Any] = {}
+    stopped = False
     for after in (False, True):  # fine-tuning begins with the supernets
         now = [run for arm, of_arm in runs.items() for run in of_arm if bool(arm.after) is after]
         ended = sweep.train(now, jobs, options.data_root, checkpoint_every=500)
         outcomes |= {run.path: outcome for run, outcome in zip(now, ended, strict=True)}
-        if any(isinstance(outcome, Failure) and outcome.status > 128 for outcome in ended):
+        stopped = any(isinstance(outcome, Failure) and outcome.status > 128 for outcome in ended)
+        if stopped:
             break
-    moved = []
-    if options.variants:
+    rows, failed = collected(runs, outcomes, len(data.train))
+    if options.variants and not stopped:
         import drift
 
-        moved = drift.measure(planned[0].config, data, min(3, options.seeds))
-    with common.writing(out):
-        record(out, options, runs, outcomes, moved)
-    with contextlib.suppress(TooEarly):  # then the line about the runs that failed says more
+        rows["drift"] = drift.kept(root / "drift.json", planned[0].config, data, min(3, options.seeds))
+    record(out, options, runs, rows, failed, space.size > options.networks, len(data.test))
+    began = [run for of_arm in runs.values() for run in of_arm if run.path in outcomes]
+    try:
         print(report.write(out))
-    ended = [run for of_arm in runs.values() for run in of_arm if run.path in outcomes]
-    sweep.check(ended, [outcomes[run.path] for run in ended], "the same command")
+    except TooEarly:
+        sweep.check(began, [outcomes[run.path] for run in began], "the same command")  # says more, if a run failed
+        raise
+    sweep.check(began, [outcomes[run.path] for run in began], "the same command")
 
 
 def networks(space: SearchSpace, options: Options) -> list[str]:
@@ -199,38 +212,72 @@ def networks(space: SearchSpace, options: Options) -> list[str]:
     return [space.format(path) for path in sorted(drawn)]
 
 
-def record(
-    out: Path, options: Options, runs: dict[Arm, list[Run]], outcomes: dict[Path, Any], moved: list[dict[str, Any]]
-) -> None:
-    """The raw rows of the study: rows.jsonl of its two arms, variants.jsonl of the others, curves.jsonl of validation,
-    drift.jsonl; study.json says how they were made and what failed."""
+def _writable(flag: str, directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise Failure(f"cannot write to {flag} {directory} ({error.strerror}); give another directory", 2) from error
+
+
+def collected(
+    runs: dict[Plan, list[Run]], outcomes: dict[Path, Any], images: int
+) -> tuple[dict[str, list[Row]], list[Row]]:
+    """The raw rows of the study by file: those of its two arms, of the variants, and of the curves of validation; and
+    which runs failed."""
     import json
 
-    from mnas.checkpoint import environment, write_atomically, write_json
-
-    files: dict[str, list[dict[str, Any]]] = {"rows": [], "variants": [], "curves": [], "drift": moved}
+    files: dict[str, list[Row]] = {"rows": [], "variants": [], "curves": [], "drift": []}
     failed = []
     for arm, of_arm in runs.items():
         for run in of_arm:
             outcome, labels = outcomes.get(run.path), {"kind": arm.kind, "seed": run.config["seed"]}
-            if isinstance(outcome, dict):
+            if not isinstance(outcome, dict):
+                reason = str(outcome or "not begun")
+                failed.append({"run": run.name, "arm": arm.name, "seed": run.config["seed"], "reason": reason})
+                continue
+            main = arm.name == arm.kind
+            labels = labels if main else {"variant": arm.name, **labels}
+            batch = min(run.config["batch_size"], run.config["limit_train"] or images, images)
+            try:
                 about = {"steps": outcome["steps"], "seconds": outcome["train_seconds"]}
-                about["images"] = about["steps"] * run.config["batch_size"]
-                main = arm.name == arm.kind
-                labels = labels if main else {"variant": arm.name, **labels}
+                about["images"] = about["steps"] * batch
                 files["rows" if main else "variants"] += [{**labels, **path, **about} for path in outcome["paths"]]
                 lines = (run.path / "metrics.jsonl").read_text().splitlines() if main else []
                 for row in map(json.loads, lines):
                     files["curves"].append({**labels, **{key: row[key] for key in ("arch", "epoch", "val_top1")}})
+            except (KeyError, OSError, TypeError, ValueError) as error:
+                raise Failure(f"{run.path} is damaged ({error!r}); remove it to train it again", status=2) from error
+    return files, failed
+
+
+def record(
+    out: Path,
+    options: Options,
+    runs: dict[Plan, list[Run]],
+    rows: dict[str, list[Row]],
+    failed: list[Row],
+    drawn: bool,
+    test_images: int,
+) -> None:
+    """A file of rows each, none of an earlier study left; study.json says how they were made and what failed."""
+    import json
+
+    from mnas.checkpoint import RunDirectory, environment, write_atomically, write_json
+
+    about = {key: getattr(options, key) for key in ABOUT}
+    arms = {arm.name: {**arm.config, "after": arm.after} for arm in runs}
+    first = RunDirectory(next(iter(runs.values()))[0].path)
+    trained_in = first.environment() if first.finished else environment()
+    with common.writing(out):
+        for name, those in rows.items():
+            if those or name == "rows":
+                write_atomically(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in those))
             else:
-                failed.append({"run": run.name, "seed": run.config["seed"], "reason": str(outcome or "not begun")})
-    out.mkdir(parents=True, exist_ok=True)
-    for name, rows in files.items():
-        if rows or name == "rows":
-            write_atomically(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    about = {key: getattr(options, key) for key in ("space", "dataset", "recipe", "seeds", "variants")}
-    arms = {arm.name: arm.config for arm in runs}
-    write_json(out / "study.json", {**about, "failed": failed, "arms": arms, "environment": environment()})
+                (out / f"{name}.jsonl").unlink(missing_ok=True)
+        about |= {"drawn": drawn, "test_images": test_images, "failed": failed, "arms": arms, "environment": trained_in}
+        write_json(out / "study.json", about)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from figures import MARKERS, figure
+from figures import MARKERS, bars, figure
 from study_rows import estimators
 
 from mnas import ranking
@@ -14,6 +14,7 @@ from mnas import ranking
 if TYPE_CHECKING:
     from study_rows import Study
 
+FIGURES = {"accuracy", "scatter", "ranking", "curves", "frontier", "drift"}
 BOTH = (("supernet", "inherited"), ("scratch", "from scratch"))
 
 
@@ -26,6 +27,8 @@ def draw(study: Study) -> list[str]:
         made["frontier"] = frontier
     if study.drift:
         made["drift"] = drift
+    for name in FIGURES - made.keys():  # of an earlier study
+        (study.path / f"{name}.png").unlink(missing_ok=True)
     for name, function in made.items():
         function(study, study.path / f"{name}.png")
     return list(made)
@@ -98,7 +101,7 @@ def taus(study: Study, file: Path) -> None:
                 place = seen[round(value, 6)] = seen.get(round(value, 6), -1) + 1
                 x = number - 0.3 + 0.035 * place
                 ax.plot(x, value, MARKERS[number], markersize=4, alpha=0.6, color=f"C{number}")
-            ends = np.nan_to_num([[found.mean - found.low], [found.high - found.mean]])
+            ends = bars([found.mean], [found.low], [found.high])
             ax.errorbar(number + 0.3, found.mean, ends, fmt=MARKERS[number], capsize=3, color="black")
         ax.axhline(0, color="black", linewidth=0.8)
         ax.set_xticks(range(len(groups)), list(groups))
@@ -114,7 +117,7 @@ def frontier(study: Study, file: Path) -> None:
     free = min(e["compute"] for e in found if e["compute"]) / 4
     with figure(file, width=6.4, height=3.8) as (ax,):
         for number, e in enumerate(found):
-            ends = np.nan_to_num([[e["tau_mean"] - e["tau_ci"][0]], [e["tau_ci"][1] - e["tau_mean"]]])
+            ends = bars([e["tau_mean"]], *([end] for end in e["tau_ci"]))
             marker = MARKERS[number % len(MARKERS)]
             ax.errorbar(e["compute"] or free, e["tau_mean"], ends, fmt=marker, capsize=2, label=e["name"])
         ax.axvline(0.1, color="black", linewidth=0.8, linestyle=":")

@@ -27,6 +27,8 @@ class Arm:
     test: Any
     val: Any
     rows: list[Row]
+    short: list[int]
+    "Seeds that lack a network: in the rows, not in the arrays."
 
     @property
     def cost(self) -> float:
@@ -38,14 +40,22 @@ class Arm:
     @property
     def seconds(self) -> float:
         """Of training, for a ranking; the mean over seeds."""
-        per_run = {(row["seed"], row["arch"] if row["kind"] == "scratch" else ""): row["seconds"] for row in self.rows}
-        return sum(per_run.values()) / len(self.seeds)
+        return self._of_runs("seconds")
 
     @property
     def updates(self) -> float:
         """Optimizer steps of a ranking."""
-        per_run = {row["arch"] if row["kind"] == "scratch" else "": row["steps"] for row in self.rows}
-        return sum(per_run.values())
+        return self._of_runs("steps")
+
+    @property
+    def images(self) -> float:
+        """Pictures trained on for a ranking."""
+        return self._of_runs("images")
+
+    def _of_runs(self, key: str) -> float:
+        """The sum over the runs of a seed, the mean over seeds. A supernet is one run; all its rows have its value."""
+        per_run = {(row["seed"], row["arch"] if row["kind"] == "scratch" else ""): row[key] for row in self.rows}
+        return sum(per_run.values()) / len(self.seeds)
 
 
 class Study:
@@ -53,6 +63,13 @@ class Study:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        try:
+            self._read()
+        except (AttributeError, KeyError, TypeError) as error:
+            raise Failure(f"{path} does not hold the rows of a study ({error!r}); run tools/study.py", 2) from error
+
+    def _read(self) -> None:
+        path = self.path
         self.about = _read_json(path / "study.json")
         rows = common.recorded(path, "rows")
         self.archs = list(dict.fromkeys(row["arch"] for row in rows))
@@ -62,7 +79,9 @@ class Study:
         by_name: dict[str, list[Row]] = {}
         for row in [*rows, *self._optional("variants")]:
             by_name.setdefault(row.get("variant", row["kind"]), []).append(row)
-        self.arms = {name: arm for name, of_arm in by_name.items() if (arm := self._arm(name, of_arm)).seeds}
+        found = {name: self._arm(name, of_arm) for name, of_arm in by_name.items()}
+        self.arms = {name: arm for name, arm in found.items() if arm.seeds}
+        self.left_out = [(name, seed) for name, arm in found.items() for seed in arm.short]
         if not {"supernet", "scratch"} <= self.arms.keys():
             raise TooEarly(f"{path} has no finished seed of supernet and scratch yet; continue the study", status=2)
 
@@ -88,7 +107,11 @@ class Study:
             np.array([[100 * found[seed][arch][key] for arch in self.archs] for seed in seeds])
             for key in ("test_top1", "val_top1")
         )
-        return Arm(name, seeds, test, val, [row for row in rows if row["seed"] in seeds])
+        return Arm(name, seeds, test, val, [row for row in rows if row["seed"] in seeds], sorted(set(found) - {*seeds}))
+
+    def collapsed(self, arm: str) -> int:
+        """Runs of the arm that failed or were not run."""
+        return sum(failure["arm"] == arm for failure in self.about["failed"])
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -124,6 +147,7 @@ def summary(study: Study) -> dict[str, Any]:
         "inherited_mean": float(supernet.test.mean()),
         "scratch_mean": float(truth.mean()),
         "failed_runs": len(study.about["failed"]),
+        "seeds_left_out": len(study.left_out),
         "units": "accuracies and regret in per cent of the test set; tau is Kendall's tau-b; intervals are 95 %",
         "estimators": estimators(study),
     }
@@ -150,12 +174,16 @@ def estimators(study: Study) -> list[dict[str, Any]]:
     for name, arm in study.arms.items():
         if arm is not scratch:
             _, tau = ranking.agreement(arm.test, scratch.test)
-        elif len(arm.seeds) > 1:
+            lost = ranking.regret(arm.val, truth).mean()
+        elif (number := len(arm.seeds)) > 1:
             _, tau = ranking.ceiling(arm.test)
+            others = (arm.test.sum(0) - arm.test) / (number - 1)
+            lost = np.mean([ranking.regret(*pair) for pair in zip(arm.val, others, strict=True)])
         else:
             continue
-        lost = ranking.regret(arm.val, truth).mean()
-        cost, seconds = arm.cost / scratch.cost, arm.seconds / scratch.seconds
+        before = study.arms.get(study.about["arms"][name]["after"])  # what it began with is a part of its cost
+        cost = (arm.cost + (before.cost if before else 0)) / scratch.cost
+        seconds = (arm.seconds + (before.seconds if before else 0)) / scratch.seconds
         found.append(_estimator(name, len(arm.seeds), tau, lost, cost, seconds))
     return found
 

@@ -35,13 +35,11 @@ def page(study: Study, found: Summary, figures: list[str]) -> str:
     """README.md of the study."""
     about = study.about
     seeds = f"{found['supernet_seeds']} supernets, {found['scratch_seeds']} runs from scratch of each network"
-    command = f"tools/study.py --space {about['space']} --dataset {about['dataset']} --recipe {about['recipe']}"
-    command += f" --seeds {about['seeds']}{' --variants' if about['variants'] else ''} --out {study.path}"
     machine = about["environment"]
     parts = [
         f"# {study.title}: what weight sharing predicts",
-        f"{seeds}. Trained by `python {command}`; this page, `summary.json` and the figures are made from `rows.jsonl` "
-        f"and the files beside it by `python tools/report.py {study.path}`. {machine['processor']}, "
+        f"{seeds}. Trained by `python {_command(study)}`; this page, `summary.json` and the figures are made from "
+        f"`rows.jsonl` and the files beside it by `python tools/report.py {study.path}`. {machine['processor']}, "
         f"{machine['cores']} cores, torch {machine['torch']}. Settings of every arm are in `study.json`.",
         "Selections are made on validation; the test set is read once a run. Intervals are 95 %; two networks are "
         f"called different when the paired t-test over seeds, corrected for all pairs (Holm), gives p < {ALPHA}: both "
@@ -51,7 +49,7 @@ def page(study: Study, found: Summary, figures: list[str]) -> str:
         "![test accuracy of every network, inherited and from scratch](accuracy.png)",
         _accuracy_reading(study),
         "## Which networks differ",
-        _differences(study),
+        *_differences(study),
         "## Ranking",
         ENGLISH.ranking(found),
         _what_tau_can_show(study, found),
@@ -67,17 +65,31 @@ def page(study: Study, found: Summary, figures: list[str]) -> str:
         parts += ["## Drift", _drift(study), "![movement of weights in a step](drift.png)"]
     if about["failed"]:
         lines = [f"- {failure['run']}: {failure['reason']}" for failure in about["failed"]]
-        parts += ["## Runs that failed", "\n".join(lines)]
+        parts += ["## Runs that failed or were not run", "\n".join(lines)]
+    if study.left_out:
+        lines = [f"- {name} seed {seed}" for name, seed in study.left_out]
+        parts += ["## Seeds that lack a network", "In the rows, not in tables and rankings.", "\n".join(lines)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _command(study: Study) -> str:
+    about = study.about
+    words = [f"tools/study.py --space {about['space']} --dataset {about['dataset']} --recipe {about['recipe']}"]
+    words.append(f"--seeds {about['seeds']}{' --variants' if about['variants'] else ''}")
+    words += [f"--limit-{name} {n}" for name in ("train", "test") if (n := about[f"limit_{name}"]) is not None]
+    if about["drawn"]:
+        words.append(f"--networks {about['networks']} --seed {about['seed']}")
+    return " ".join([*words, f"--out {study.path}"])
 
 
 def _accuracy_reading(study: Study) -> str:
     supernet, scratch = study.arms["supernet"].test, study.arms["scratch"].test
     share = scratch.mean() / 100
-    single = 100 * math.sqrt(share * (1 - share) / 10_000)
+    images = study.about["test_images"]
+    single = 100 * math.sqrt(share * (1 - share) / images)
     text = (
-        f"One number at {scratch.mean():.2f} % on 10,000 images has a standard error of {single:.2f} points from the "
-        f"images alone. Mean over networks: inherited {supernet.mean():.2f}, from scratch {scratch.mean():.2f}."
+        f"One number at {scratch.mean():.2f} % on {images:,} images has a standard error of {single:.2f} points from "
+        f"the images alone. Mean over networks: inherited {supernet.mean():.2f}, from scratch {scratch.mean():.2f}."
     )
     if len(supernet) > 1 and len(scratch) > 1:
         text += (
@@ -92,21 +104,23 @@ def _range(runs: Any) -> float:
     return float(runs.mean(0).max() - runs.mean(0).min())
 
 
-def _differences(study: Study) -> str:
-    body, different = [], {}
+def _differences(study: Study) -> list[str]:
+    body, counts = [], []
     for name, label in (("supernet", "inherited"), ("scratch", "from scratch")):
-        found = ranking.differences(study.arms[name].test)
-        different[label] = sum(d.p < ALPHA for d in found), len(found)
+        arm = study.arms[name]
+        if len(arm.seeds) < 2:
+            counts.append(f"{label}: one seed cannot tell networks apart")
+            continue
+        found = ranking.differences(arm.test)
+        counts.append(f"{label}: {sum(d.p < ALPHA for d in found)} of {len(found)} pairs")
         for d in found:
-            pair = f"{study.archs[d.a]} − {study.archs[d.b]}"
-            body.append([label, pair, shown(d.mean, d.low, d.high, 3), f"{d.p:.3f}", "yes" if d.p < ALPHA else ""])
-    counts = "; ".join(f"{label}: {some} of {all_} pairs" for label, (some, all_) in different.items())
-    if len(study.archs) > 5:  # too many pairs to read: those that differ
-        body = [line for line in body if line[-1]]
-    if any(math.isnan(float(line[3])) for line in body):
-        return "One seed cannot tell networks apart."
+            # Too many pairs to read: those that differ.
+            if len(study.archs) <= 5 or d.p < ALPHA:
+                pair = f"{study.archs[d.a]} − {study.archs[d.b]}"
+                interval = shown(d.mean, d.low, d.high, 3)
+                body.append([label, pair, interval, f"{d.p:.3f}", "yes" if d.p < ALPHA else ""])
     table = common.markdown(body, ["weights", "pair", "difference, points", "p (Holm)", "different"]) if body else ""
-    return f"Different at p < {ALPHA}: {counts}.\n\n{table}".strip()
+    return [f"Different at p < {ALPHA}: {'; '.join(counts)}.", table]
 
 
 def _what_tau_can_show(study: Study, found: Summary) -> str:
@@ -114,10 +128,14 @@ def _what_tau_can_show(study: Study, found: Summary) -> str:
     pairs = n * (n - 1) // 2
     text = (
         f"With {n} networks there are {pairs} pairs, so without ties tau has {pairs + 1} values; a random order is "
-        f"fully right once in {math.factorial(n):,}."
+        + (f"fully right once in {math.factorial(n):,}." if n <= 20 else "hardly ever fully right.")
     )
-    if n <= 4:
-        chance = 1 / math.factorial(n)
+    chance = 1 / math.factorial(n)
+    if chance > ALPHA:
+        text += (
+            " Not even a fully right order of a single supernet is below 5 %: the mean over seeds is what can be read."
+        )
+    elif n == 4:
         text += f" Of a single supernet only a fully right order is below 5 % (p = {chance:.2f}, one-sided); anything "
         text += "less shows nothing, and the mean over seeds is what can be read."
     low, high = found["tau_ci"]
@@ -129,15 +147,18 @@ def _what_tau_can_show(study: Study, found: Summary) -> str:
 
 def _peaks(study: Study) -> str:
     """The epoch at which each network is best on validation, along its supernet."""
-    last = max(row["epoch"] for row in study.curves if row["kind"] == "supernet")
+    arm = study.arms["supernet"]
+    curves = [row for row in study.curves if row["kind"] == "supernet" and row["seed"] in arm.seeds]
+    last = max(row["epoch"] for row in curves)
     body = []
     for arch in study.archs:
-        rows = [row for row in study.curves if row["kind"] == "supernet" and row["arch"] == arch]
-        epochs = sorted({row["epoch"] for row in rows})
-        mean = {e: sum(r["val_top1"] for r in rows if r["epoch"] == e) for e in epochs}
-        count = sum(row["epoch"] == last for row in rows)
-        best = max(mean, key=mean.__getitem__)
-        body.append([arch, str(best), f"{100 * mean[best] / count:.2f}", f"{100 * mean[last] / count:.2f}"])
+        values: dict[float, list[float]] = {}
+        for row in curves:
+            if row["arch"] == arch:
+                values.setdefault(row["epoch"], []).append(100 * row["val_top1"])
+        mean = {epoch: round(sum(those) / len(those), 6) for epoch, those in values.items()}
+        best = max(sorted(mean, reverse=True), key=mean.__getitem__)
+        body.append([arch, str(best), f"{mean[best]:.2f}", f"{mean[last]:.2f}"])
     together = "all peak at the end" if all(line[1] == str(last) for line in body) else "not all peak at the end"
     table = common.markdown(body, ["network", "best epoch", "validation then, %", f"at epoch {last}, %"])
     return f"Networks of the supernet, mean over seeds: {together}.\n\n{table}"
@@ -173,7 +194,9 @@ def _target(found: Summary) -> str:
     best = max((e for e in found["estimators"] if 0 < e["compute"] < 1), key=lambda e: e["tau_mean"], default=None)
     text = f"The aim of a comparison ten times cheaper at no more than a tenth less tau (at least {0.9 * top:.2f}) is "
     text += f"reached by {', '.join(reached)}." if reached else "reached by none."
-    if best is None:
+    if found["ceiling_ci"][0] is not None and found["ceiling_ci"][0] <= 0:
+        text += " The interval of the ceiling includes 0: what is below or above it says little here."
+    if best is None or best["tau_mean"] <= 0:
         return text
     return (
         f"{text} Of what is cheaper than a run from scratch of each, {best['name']} ranks best: tau "
@@ -201,36 +224,35 @@ def _variants(study: Study, found: Summary) -> list[str]:
         "Equal budgets": "`scratch-equal-total` has as many updates in all as `supernet`; `supernet-equal-updates` "
         "gives each network on average as many updates as `scratch`, to shared weights.",
         "Fine-tuning an exported network": "`fine-tuned` begins with the weights "
-        f"that the supernet of the same number ended with, and is trained as long as `{short}`.",
+        f"that the supernet of the same number ended with, and is trained as long as `{short}`; its updates here are "
+        "those after the supernet, whose cost is counted among the estimators.",
     }
     parts = []
     for title, names in sections.items():
         arms = [study.arms[name] for name in names if name in study.arms]
         if len(arms) > 1:
-            parts += [f"## {title}", readings.get(title, ""), _arms(arms, found)]
+            parts += [f"## {title}", readings.get(title, ""), _arms(study, arms, found)]
             parts += [_paired(arms[0], arms[1])] if title.startswith(("Samplers", "Frozen")) else []
     return parts
 
 
-def _arms(arms: list[Arm], found: Summary) -> str:
+def _arms(study: Study, arms: list[Arm], found: Summary) -> str:
     taus = {e["name"]: shown(e["tau_mean"], *e["tau_ci"]) for e in found["estimators"]}
     body = []
     for arm in arms:
-        images = arm.updates * arm.rows[0]["images"] / arm.rows[0]["steps"]
         accuracy = shown(*ranking.interval(arm.test.mean(1)))
-        line = [arm.name, str(len(arm.seeds)), accuracy, taus.get(arm.name, "–"), f"{arm.updates:,.0f}"]
-        body.append([*line, f"{images:,.0f}", f"{arm.seconds:.0f}"])
-    return common.markdown(
-        body, ["arm", "n", "mean test top-1, %", "tau", "updates, all networks", "images", "seconds"]
-    )
+        line = [arm.name, str(len(arm.seeds)), str(study.collapsed(arm.name)), accuracy, taus.get(arm.name, "–")]
+        body.append([*line, f"{arm.updates:,.0f}", f"{arm.images:,.0f}", f"{arm.seconds:.0f}"])
+    headers = ["arm", "n", "failed runs", "mean test top-1, %", "tau", "updates, all networks", "images", "seconds"]
+    return common.markdown(body, headers)
 
 
 def _paired(first: Arm, second: Arm) -> str:
     shared = sorted(set(first.seeds) & set(second.seeds))
+    if len(shared) < 2:
+        return ""
     rows = [[arm.test[arm.seeds.index(seed)].mean() for seed in shared] for arm in (first, second)]
     gap = ranking.interval([a - b for a, b in zip(*rows, strict=True)])
-    if math.isnan(gap.low):
-        return ""
     verdict = "includes" if gap.low <= 0 <= gap.high else "excludes"
     return (
         f"{first.name} less {second.name}, the same random start and shuffling, {len(shared)} seeds: "
@@ -241,12 +263,12 @@ def _paired(first: Arm, second: Arm) -> str:
 def _drift(study: Study) -> str:
     def mean(policy: str, which: str) -> float:
         values = [row[which] for row in study.drift if row["policy"] == policy]
-        return sum(values) / len(values)
+        return sum(values) / len(values) if values else math.nan
 
     seeds = len({row["seed"] for row in study.drift})
-    stock = mean("torch", "inactive") / mean("torch", "active")
+    stock = mean("torch", "inactive") / (mean("torch", "active") or math.nan)
     return (
-        f"Movement of weights in a step of the first epoch ({seeds} seeds), of entries that the sampled path does not "
-        f"use: frozen {mean('frozen', 'inactive'):.1g}; zeroed gradients under stock momentum and decay "
+        f"Movement of weights in a step, first epoch of the supernet ({seeds} seeds), of entries that the sampled path "
+        f"does not use: frozen {mean('frozen', 'inactive'):.1g}; zeroed gradients under stock momentum and decay "
         f"{mean('torch', 'inactive'):.2g}, which is {stock:.0%} of what entries in use move."
     )
