@@ -20,6 +20,13 @@ def test_tau_is_that_of_scipy_ties_included(pair):
         assert ranking.kendall(a, b) == pytest.approx(stats.kendalltau(a, b).statistic, abs=1e-12)
 
 
+def test_means_of_the_same_accuracies_in_another_order_tie():
+    values = np.random.default_rng(0).integers(9_000, 10_000, 10) / 100
+    means = np.stack([np.random.default_rng(k).permutation(values) for k in range(40)], 1).mean(0)
+    assert len(set(means)) > 1  # in the last bits
+    assert ranking.kendall(np.arange(40), means) == 0
+
+
 def test_four_networks_have_seven_values_of_tau():
     from itertools import permutations
 

@@ -5,12 +5,15 @@ import re
 import shutil
 
 import common
+import drift
 import numpy as np
+import one_run
 import pytest
 import report
 import study
 import study_text
 import study_words
+import torch
 from conftest import ROOT, rows, tool
 from scipy import stats
 from study_rows import Study, summary
@@ -75,6 +78,60 @@ def test_finished_runs_are_kept_failed_ones_are_shown_and_tried_again(done, tmp_
     keep = [{k: v for k, v in row.items() if k != "seconds"} for row in rows(out / "rows.jsonl")]
     assert keep == [{k: v for k, v in row.items() if k != "seconds"} for row in rows(done[0] / "rows.jsonl")]
     assert (runs / "supernet" / "seed0" / "summary.json").stat().st_mtime_ns == before
+
+
+def test_a_network_starts_with_the_weights_of_a_finished_supernet(done, tmp_path, monkeypatch, capsys):
+    supernet = tmp_path / "supernet"
+    shutil.copytree(done[1] / "supernet" / "seed0", supernet)
+    given = ("--mode", "scratch", "--arch", ARCHS[1], "--start", supernet, "--lr", 1e-9, "--epochs", 1)
+    limits = ("--limit-train", 400, "--limit-test", 200, "--threads", 1, "--out", tmp_path / "run")
+    (supernet / "summary.json").rename(tmp_path / "kept")
+    status, _, error = in_process(monkeypatch, capsys, "train", *given, *limits)
+    assert (status, error.count("\n")) == (2, 1)
+    assert f"--start {supernet} is not finished; continue it with --resume --out {supernet} first" in error
+    (tmp_path / "kept").rename(supernet / "summary.json")
+    assert in_process(monkeypatch, capsys, "train", *given, *limits)[0] == 0
+    weights = common.open_run(tmp_path / "run").weights[ARCHS[1]]
+    expected = one_run.exported(supernet, "mil4", ARCHS[1])
+    assert weights.keys() == expected.keys()
+    assert all(torch.allclose(weights[name], expected[name], atol=1e-6) for name in expected)
+
+
+def test_drift_is_measured_once(done, tmp_path, monkeypatch):
+    config = json.loads((done[1] / "supernet" / "seed0" / "config.json").read_text())
+    config.pop("environment")
+    loaded = one_run.load(config, tmp_path)
+    monkeypatch.setattr(common, "configure_runtime", lambda *_: None)
+    monkeypatch.setattr(drift, "EVERY", 1)
+    rows = drift.kept(tmp_path / "drift.json", config, loaded, 1)
+    assert [(row["policy"], row["step"]) for row in rows] == [(p, s) for p in drift.POLICIES for s in (1, 2, 3)]
+    frozen, stock = ([row["inactive"] for row in rows if row["policy"] == policy] for policy in drift.POLICIES)
+    assert frozen == [0, 0, 0]
+    assert any(stock)
+    monkeypatch.setattr(drift, "measure", lambda *_: ["anew"])
+    assert drift.kept(tmp_path / "drift.json", config, loaded, 1) == rows
+    assert drift.kept(tmp_path / "drift.json", {**config, "lr": 0.01}, loaded, 1) == ["anew"]
+
+
+def test_a_report_leaves_nothing_of_an_earlier_one(tmp_path):
+    made_up(tmp_path / "s", variants=("supernet-fair",))
+    report.write(tmp_path / "s")
+    assert (tmp_path / "s" / "frontier.png").exists()
+    (tmp_path / "s" / "variants.jsonl").unlink()
+    report.write(tmp_path / "s")
+    assert not (tmp_path / "s" / "frontier.png").exists()
+    assert "frontier" not in (tmp_path / "s" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("damage", ["{}", "[1]", "cut"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "study.json"])
+def test_damaged_rows_are_one_line_and_status_2(name, damage, tmp_path, monkeypatch, capsys):
+    made_up(tmp_path / "s")
+    file = tmp_path / "s" / name
+    file.write_text(file.read_text()[:-9] if damage == "cut" else damage)
+    status, _, error = in_process(monkeypatch, capsys, "report", tmp_path / "s")
+    assert (status, error.count("\n")) == (2, 1)
+    assert str(tmp_path / "s") in error
 
 
 def made_up(path, supernets=6, scratch=5, seed=0, variants=()):
@@ -222,8 +279,8 @@ BAD = {
     "seeds": ("study", ["--seeds", 0], 'Invalid value "0" for --seeds'),
     "dataset": ("study", ["--dataset", "cifar"], "dataset 'cifar' is unknown"),
     "one network": ("study", ["--networks", 1], "1 network is nothing to compare; expected 2 at least"),
-    "out": ("study", ["--out", "README.md"], "cannot write to --out README.md (File exists)"),
-    "runs": ("study", ["--runs", "README.md/x"], "cannot write to --runs README.md/x (Not a directory)"),
+    "out": ("study", ["--out", "README.md"], "cannot write to --out README.md: README.md is no"),
+    "runs": ("study", ["--runs", "README.md/x"], "cannot write to --runs README.md/x: /"),
     "nothing": ("report", [], "no study is given"),
     "no study": ("report", ["docs"], "docs/study.json is missing or damaged"),
     "no page": ("report", ["results/mil4_mnist", "--headline", "docs"], "--headline docs is no file of text"),

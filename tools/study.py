@@ -11,7 +11,7 @@ analyses, and by tools/report.py README.md, summary.json and figures. Weights st
 
 from __future__ import annotations
 
-import tempfile
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -160,11 +160,11 @@ def main(options: Options | None = None) -> None:
     archs = networks(space, options)
     if len(archs) < 2:
         raise Failure(f"{len(archs)} network is nothing to compare; expected 2 at least: raise --networks", status=2)
-    for flag, path in (("--out", out), ("--runs", root)):
-        _writable(flag, path)
     data = common.load_data(options.dataset, options.data_root, options.limit_train, options.limit_test)
     with common.user_input():
         space.check_pictures(data.train.images, options.dataset)
+    for flag, path in (("--out", out), ("--runs", root)):
+        _check_writable(flag, path)
     planned = arms(options, len(data.train), len(archs), threads)
     runs = {arm: arm.runs(root, archs, options.seeds) for arm in planned}
     try:  # before anything is trained: no run of other settings counts
@@ -212,13 +212,11 @@ def networks(space: SearchSpace, options: Options) -> list[str]:
     return [space.format(path) for path in sorted(drawn)]
 
 
-def _writable(flag: str, directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise Failure(f"cannot write to {flag} {directory} ({error.strerror}); give another directory", 2) from error
+def _check_writable(flag: str, directory: Path) -> None:
+    """The directory, or what it is to be made in, can be written to; makes nothing."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise Failure(f"cannot write to {flag} {directory}: {existing} is no writable directory; give another", 2)
 
 
 def collected(
@@ -271,6 +269,7 @@ def record(
     first = RunDirectory(next(iter(runs.values()))[0].path)
     trained_in = first.environment() if first.finished else environment()
     with common.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
         for name, those in rows.items():
             if those or name == "rows":
                 write_atomically(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in those))

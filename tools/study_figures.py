@@ -112,20 +112,25 @@ def taus(study: Study, file: Path) -> None:
 
 
 def frontier(study: Study, file: Path) -> None:
-    """tau against the compute of training; what costs nothing stands at the left edge."""
+    """tau against the compute of training; what costs nothing stands at the left edge, what costs the same side by
+    side."""
     found = estimators(study)
     free = min(e["compute"] for e in found if e["compute"]) / 4
     with figure(file, width=6.4, height=3.8) as (ax,):
-        for number, e in enumerate(found):
+        x = 0.0
+        for number, e in enumerate(sorted(found, key=lambda e: e["compute"])):
+            x = max(e["compute"] or free, 1.12 * x)
             ends = bars([e["tau_mean"]], *([end] for end in e["tau_ci"]))
             marker = MARKERS[number % len(MARKERS)]
-            ax.errorbar(e["compute"] or free, e["tau_mean"], ends, fmt=marker, capsize=2, label=e["name"])
+            ax.errorbar(x, e["tau_mean"], ends, fmt=marker, capsize=2, label=e["name"])
         ax.axvline(0.1, color="black", linewidth=0.8, linestyle=":")
         top = next((e["tau_mean"] for e in found if e["name"] == "scratch"), None)
         if top is not None:
             ax.axhline(0.9 * top, color="black", linewidth=0.8, linestyle=":")
         ax.set_xscale("log")
-        ax.set_xlabel("training compute, to one run from scratch of each network (left edge: none)")
+        ax.set_xlabel(
+            "training compute, to one run from scratch of each network\n(left edge: none; equal ones side by side)"
+        )
         ax.set_ylabel("Kendall's tau")
         ax.set_title(f"{study.title}; dotted: a tenth of the compute, 90 % of the ceiling", fontsize=9)
         ax.legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")

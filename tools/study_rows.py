@@ -12,6 +12,7 @@ import common
 from common import Failure
 
 Row = dict[str, Any]
+NEEDED = ("space", "dataset", "recipe", "seeds", "variants", "drawn", "test_images", "failed", "arms", "environment")
 
 
 class TooEarly(Failure):
@@ -71,6 +72,8 @@ class Study:
     def _read(self) -> None:
         path = self.path
         self.about = _read_json(path / "study.json")
+        for key in NEEDED:
+            self.about[key]
         rows = common.recorded(path, "rows")
         self.archs = list(dict.fromkeys(row["arch"] for row in rows))
         self.costs = {row["arch"]: (row["params"], row["macs"]) for row in rows}

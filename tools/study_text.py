@@ -178,8 +178,8 @@ def _estimators(found: Summary) -> str:
     ]
     return (
         "tau with the mean from scratch; `scratch` itself: one seed with the mean of the others. Compute: "
-        "multiply-accumulates of training, and seconds, both relative to one run from scratch of each network.\n\n"
-        + common.markdown(body, ["estimator", "n", "tau", "regret, points", "compute", "seconds"])
+        "multiply-accumulates of training, and seconds of a shared machine, both relative to one run from scratch of "
+        "each network.\n\n" + common.markdown(body, ["estimator", "n", "tau", "regret, points", "compute", "seconds"])
     )
 
 
@@ -189,8 +189,7 @@ def _target(found: Summary) -> str:
         return ""
     if top <= 0:
         return "The ceiling is not above 0: not even one run from scratch of each network ranks them."
-    cheap = [e for e in found["estimators"] if 0 < e["compute"] <= 0.1]
-    reached = [e["name"] for e in cheap if e["tau_mean"] >= 0.9 * top]
+    reached = [e["name"] for e in found["estimators"] if e["compute"] <= 0.1 and e["tau_mean"] >= 0.9 * top]
     best = max((e for e in found["estimators"] if 0 < e["compute"] < 1), key=lambda e: e["tau_mean"], default=None)
     text = f"The aim of a comparison ten times cheaper at no more than a tenth less tau (at least {0.9 * top:.2f}) is "
     text += f"reached by {', '.join(reached)}." if reached else "reached by none."
@@ -199,7 +198,7 @@ def _target(found: Summary) -> str:
     if best is None or best["tau_mean"] <= 0:
         return text
     return (
-        f"{text} Of what is cheaper than a run from scratch of each, {best['name']} ranks best: tau "
+        f"{text} Of what trains, and is cheaper than a run from scratch of each, {best['name']} ranks best: tau "
         f"{best['tau_mean']:.2f}, {best['tau_mean'] / top:.0%} of the ceiling, {1 / best['compute']:.1f} times cheaper."
     )
 
@@ -232,7 +231,7 @@ def _variants(study: Study, found: Summary) -> list[str]:
         arms = [study.arms[name] for name in names if name in study.arms]
         if len(arms) > 1:
             parts += [f"## {title}", readings.get(title, ""), _arms(study, arms, found)]
-            parts += [_paired(arms[0], arms[1])] if title.startswith(("Samplers", "Frozen")) else []
+            parts += [_paired(study, arms[0], arms[1])] if title.startswith(("Samplers", "Frozen")) else []
     return parts
 
 
@@ -247,16 +246,20 @@ def _arms(study: Study, arms: list[Arm], found: Summary) -> str:
     return common.markdown(body, headers)
 
 
-def _paired(first: Arm, second: Arm) -> str:
+def _paired(study: Study, first: Arm, second: Arm) -> str:
     shared = sorted(set(first.seeds) & set(second.seeds))
     if len(shared) < 2:
         return ""
-    rows = [[arm.test[arm.seeds.index(seed)].mean() for seed in shared] for arm in (first, second)]
-    gap = ranking.interval([a - b for a, b in zip(*rows, strict=True)])
-    verdict = "includes" if gap.low <= 0 <= gap.high else "excludes"
+    one, two = (arm.test[[arm.seeds.index(seed) for seed in shared]] for arm in (first, second))
+    truth = study.arms["scratch"].test.mean(0)
+    accuracy = ranking.interval((one - two).mean(1))
+    tau = ranking.interval(ranking.kendall(one, truth) - ranking.kendall(two, truth))
+    holds = ("includes" if gap.low <= 0 <= gap.high else "excludes" for gap in (accuracy, tau))
+    accuracy_verdict, tau_verdict = holds
     return (
         f"{first.name} less {second.name}, the same random start and shuffling, {len(shared)} seeds: "
-        f"{shown(*gap, 3)} points; the interval {verdict} 0."
+        f"{shown(*accuracy, 3)} points of accuracy (the interval {accuracy_verdict} 0), "
+        f"{shown(*tau)} of tau (it {tau_verdict} 0)."
     )
 
 
