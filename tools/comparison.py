@@ -124,4 +124,6 @@ def draw(studies: list[Study], folder: Path) -> None:
             ax.set_title(label)
         axes[0].set_ylabel("test top-1, %")
         axes[1].legend(fontsize=7)
-        axes[1].sharey(axes[0])
+        ends = [end for ax in axes for end in ax.get_ylim()]
+        for ax in axes:
+            ax.set_ylim(min(ends), max(ends))

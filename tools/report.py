@@ -60,7 +60,8 @@ def shared_pages(
     command = shlex.join(map(str, ["tools/report.py", *paths, *flags]))
     parts = [(page, "headline", comparison.headline(studies, command, study_words.of_page(page))) for page in headline]
     if overview:
-        tables = (comparison.overview(studies), comparison.against_first(studies))
+        made = f"\n\nMade by `{command}`."
+        tables = (comparison.overview(studies) + made, comparison.against_first(studies) + made)
         parts += [(overview, part, text) for part, text in zip(OVERVIEW, tables, strict=True)]
     return parts
 
