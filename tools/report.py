@@ -78,7 +78,7 @@ def write(path: Path) -> str:
     study = Study(path)
     found = summary(study)
     with common.writing(path):
-        drawn = study_figures.draw(study)
+        drawn = study_figures.draw(study, found)
         write_json(path / "summary.json", found)
         write_atomically(path / "README.md", study_text.page(study, found, drawn))
     return "\n\n".join([study_text.headline(study, "simple"), ENGLISH.ranking(found), f"report: {path}"])

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from figures import MARKERS, bars, figure
-from study_rows import estimators
 
 from mnas import ranking
 
 if TYPE_CHECKING:
     from study_rows import Study
+    from study_words import Summary
 
 FIGURES = {"accuracy", "scatter", "ranking", "curves", "frontier", "drift"}
 BOTH = (("supernet", "inherited"), ("scratch", "from scratch"))
 
 
-def draw(study: Study) -> list[str]:
+def draw(study: Study, numbers: Summary) -> list[str]:
     """All figures that the rows give; returns the names of the files."""
     made = {"accuracy": accuracy, "scatter": scatter, "ranking": taus}
     if study.curves:
         made["curves"] = curves
     if len(study.arms) > 2:
-        made["frontier"] = frontier
+        made["frontier"] = functools.partial(frontier, estimators=numbers["estimators"])
     if study.drift:
         made["drift"] = drift
     for name in FIGURES - made.keys():  # of an earlier study
@@ -111,20 +112,19 @@ def taus(study: Study, file: Path) -> None:
         ax.set_title(study.title)
 
 
-def frontier(study: Study, file: Path) -> None:
+def frontier(study: Study, file: Path, estimators: list[dict[str, Any]]) -> None:
     """tau against the compute of training; what costs nothing stands at the left edge, what costs the same side by
     side."""
-    found = estimators(study)
-    free = min(e["compute"] for e in found if e["compute"]) / 4
+    free = min(e["compute"] for e in estimators if e["compute"]) / 4
     with figure(file, width=6.4, height=3.8) as (ax,):
         x = 0.0
-        for number, e in enumerate(sorted(found, key=lambda e: e["compute"])):
+        for number, e in enumerate(sorted(estimators, key=lambda e: e["compute"])):
             x = max(e["compute"] or free, 1.12 * x)
             ends = bars([e["tau_mean"]], *([end] for end in e["tau_ci"]))
             marker = MARKERS[number % len(MARKERS)]
             ax.errorbar(x, e["tau_mean"], ends, fmt=marker, capsize=2, label=e["name"])
         ax.axvline(0.1, color="black", linewidth=0.8, linestyle=":")
-        top = next((e["tau_mean"] for e in found if e["name"] == "scratch"), None)
+        top = next((e["tau_mean"] for e in estimators if e["name"] == "scratch"), None)
         if top is not None:
             ax.axhline(0.9 * top, color="black", linewidth=0.8, linestyle=":")
         ax.set_xscale("log")
