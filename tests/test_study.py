@@ -234,6 +234,19 @@ def test_estimators_and_variants_are_reported_at_their_cost(tmp_path):
         assert (tmp_path / "s" / f"{name}.png").stat().st_size > 5_000
 
 
+def test_collapsed_networks_are_named_and_counted(tmp_path):
+    made_up(tmp_path / "s")
+    report.write(tmp_path / "s")
+    assert "collapsed" not in (tmp_path / "s" / "README.md").read_text()
+    file = tmp_path / "s" / "rows.jsonl"
+    *others, last = file.read_text().splitlines()
+    file.write_text("\n".join([*others, json.dumps({**json.loads(last), "test_top1": 0.1})]) + "\n")
+    report.write(tmp_path / "s")
+    assert f"- scratch {ARCHS[3]} seed 4: 10.00 %\n" in (tmp_path / "s" / "README.md").read_text()
+    numbers = json.loads((tmp_path / "s" / "summary.json").read_text())
+    assert (numbers["collapsed_networks"], numbers["scratch_seeds"]) == (1, 5)
+
+
 def test_one_supernet_gives_no_interval_and_nothing_is_said_of_one(tmp_path):
     made_up(tmp_path / "s", supernets=1)
     report.write(tmp_path / "s")

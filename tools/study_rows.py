@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,18 @@ class Study:
         )
         return Arm(name, seeds, test, val, [row for row in rows if row["seed"] in seeds], sorted(set(found) - {*seeds}))
 
-    def collapsed(self, arm: str) -> int:
+    def failures(self, arm: str) -> int:
         """Runs of the arm that failed or were not run."""
         return sum(failure["arm"] == arm for failure in self.about["failed"])
+
+    @property
+    def collapsed(self) -> list[tuple[str, Row]]:
+        """Arm and row of networks with less than half of their arm's median accuracy."""
+        found = []
+        for name, arm in self.arms.items():
+            half = statistics.median(row["test_top1"] for row in arm.rows) / 2
+            found += [(name, row) for row in arm.rows if row["test_top1"] < half]
+        return found
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -151,6 +161,7 @@ def summary(study: Study) -> dict[str, Any]:
         "scratch_mean": float(truth.mean()),
         "failed_runs": len(study.about["failed"]),
         "seeds_left_out": len(study.left_out),
+        "collapsed_networks": len(study.collapsed),
         "units": "accuracies and regret in per cent of the test set; tau is Kendall's tau-b; intervals are 95 %",
         "estimators": estimators(study),
     }

@@ -66,6 +66,10 @@ def page(study: Study, found: Summary, figures: list[str]) -> str:
     if about["failed"]:
         lines = [f"- {failure['run']}: {failure['reason']}" for failure in about["failed"]]
         parts += ["## Runs that failed or were not run", "\n".join(lines)]
+    if study.collapsed:
+        lines = [f"- {name} {r['arch']} seed {r['seed']}: {100 * r['test_top1']:.2f} %" for name, r in study.collapsed]
+        about = "Less than half of their arm's median accuracy; they count in every table and figure."
+        parts += ["## Networks that collapsed", about, "\n".join(lines)]
     if study.left_out:
         lines = [f"- {name} seed {seed}" for name, seed in study.left_out]
         parts += ["## Seeds that lack a network", "In the rows, not in tables and rankings.", "\n".join(lines)]
@@ -240,7 +244,7 @@ def _arms(study: Study, arms: list[Arm], found: Summary) -> str:
     body = []
     for arm in arms:
         accuracy = shown(*ranking.interval(arm.test.mean(1)))
-        line = [arm.name, str(len(arm.seeds)), str(study.collapsed(arm.name)), accuracy, taus.get(arm.name, "–")]
+        line = [arm.name, str(len(arm.seeds)), str(study.failures(arm.name)), accuracy, taus.get(arm.name, "–")]
         body.append([*line, f"{arm.updates:,.0f}", f"{arm.images:,.0f}", f"{arm.seconds:.0f}"])
     headers = ["arm", "n", "failed runs", "mean test top-1, %", "tau", "updates, all networks", "images", "seconds"]
     return common.markdown(body, headers)
