@@ -237,7 +237,7 @@ def test_estimators_and_variants_are_reported_at_their_cost(tmp_path):
 def test_collapsed_networks_are_named_and_counted(tmp_path):
     made_up(tmp_path / "s")
     report.write(tmp_path / "s")
-    assert "collapsed" not in (tmp_path / "s" / "README.md").read_text()
+    assert "## Networks that collapsed" not in (tmp_path / "s" / "README.md").read_text()
     file = tmp_path / "s" / "rows.jsonl"
     *others, last = file.read_text().splitlines()
     file.write_text("\n".join([*others, json.dumps({**json.loads(last), "test_top1": 0.1})]) + "\n")
