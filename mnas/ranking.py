@@ -111,6 +111,20 @@ def interval(values: ArrayLike) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def difference(values: ArrayLike, others: ArrayLike) -> Interval:
+    """The mean of values (seeds,) less that of independent others (seeds of theirs,), with Welch's interval (1947)."""
+    pair = [np.asarray(v, float) for v in (values, others)]
+    mean = float(pair[0].mean() - pair[1].mean())
+    if min(map(len, pair)) < 2:
+        return Interval(mean, np.nan, np.nan)
+    squares = np.array([v.var(ddof=1) / len(v) for v in pair])
+    if not squares.any():
+        return Interval(mean, mean, mean)
+    freedom = squares.sum() ** 2 / sum(s**2 / (len(v) - 1) for s, v in zip(squares, pair, strict=True))
+    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(squares.sum())
+    return Interval(mean, mean - half, mean + half)
+
+
 def differences(runs: ArrayLike) -> list[Difference]:
     """All pairs of networks, compared seed by seed (paired t-test), with p-values corrected after Holm (1979)."""
     runs = np.asarray(runs, float)

@@ -20,6 +20,17 @@ def test_tau_is_that_of_scipy_ties_included(pair):
         assert ranking.kendall(a, b) == pytest.approx(stats.kendalltau(a, b).statistic, abs=1e-12)
 
 
+@given(*[st.lists(st.integers(0, 99), min_size=2, max_size=9)] * 2)
+def test_a_difference_of_independent_runs_is_that_of_scipy(a, b):
+    found = ranking.difference(a, b)
+    if len(set(a)) == len(set(b)) == 1:
+        assert found == (a[0] - b[0],) * 3
+    elif min(len(set(a)), len(set(b))) > 1:  # scipy warns of one that is constant
+        ends = stats.ttest_ind(a, b, equal_var=False).confidence_interval(ranking.LEVEL)
+        assert found == pytest.approx((np.mean(a) - np.mean(b), *ends), abs=1e-9)
+    assert np.isnan(ranking.difference(a, b[:1])[1:]).all()
+
+
 def test_means_of_the_same_accuracies_in_another_order_tie():
     values = np.random.default_rng(0).integers(9_000, 10_000, 10) / 100
     means = np.stack([np.random.default_rng(k).permutation(values) for k in range(40)], 1).mean(0)

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import common
 from common import Count, Failure, Seed
 from cyclopts import App, Parameter
+from study_rows import FIRST_SCRATCH_SEED, TooEarly
 
 if TYPE_CHECKING:
     from one_run import Run
 
     from mnas import SearchSpace
 
-FIRST_SCRATCH_SEED = 1000  # apart from the seeds of supernets: no common random start, no common shuffling
 Settings = dict[str, Any]
 Row = dict[str, Any]
 
@@ -145,7 +145,6 @@ def main(options: Options | None = None) -> None:
 
     import report
     import sweep
-    from study_rows import TooEarly
 
     from mnas import spaces
     from mnas.checkpoint import RunDirectory

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import study_arms
 from figures import MARKERS, bars, figure
 
 from mnas import ranking
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from study_words import Summary
 
 FIGURES = {"accuracy", "scatter", "ranking", "curves", "frontier", "drift"}
+FIGURES |= {section.key for section in study_arms.SECTIONS}
 BOTH = (("supernet", "inherited"), ("scratch", "from scratch"))
 
 
@@ -26,6 +28,7 @@ def draw(study: Study, numbers: Summary) -> list[str]:
         made["curves"] = curves
     if len(study.arms) > 2:
         made["frontier"] = functools.partial(frontier, estimators=numbers["estimators"])
+    made |= study_arms.draw(study)
     if study.drift:
         made["drift"] = drift
     for name in FIGURES - made.keys():  # of an earlier study

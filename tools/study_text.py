@@ -6,13 +6,14 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import common
+import study_arms
 from study_words import ENGLISH, shown
 from tabulate import tabulate
 
 from mnas import ranking
 
 if TYPE_CHECKING:
-    from study_rows import Arm, Study
+    from study_rows import Study
     from study_words import Summary
 
 ALPHA = 0.05
@@ -60,7 +61,7 @@ def page(study: Study, found: Summary, figures: list[str]) -> str:
         parts += ["## Over epochs", "![validation accuracy of every network over epochs](curves.png)", _peaks(study)]
     if "frontier" in figures:
         parts += ["## Estimators at their cost", _estimators(found), "![tau against compute](frontier.png)"]
-        parts += [_target(found), *_variants(study, found)]
+        parts += [_target(found), *study_arms.paragraphs(study, found)]
     if "drift" in figures:
         parts += ["## Drift", _drift(study), "![movement of weights in a step](drift.png)"]
     if about["failed"]:
@@ -204,66 +205,6 @@ def _target(found: Summary) -> str:
     return (
         f"{text} Of what trains, and is cheaper than a run from scratch of each, {best['name']} ranks best: tau "
         f"{best['tau_mean']:.2f}, {best['tau_mean'] / top:.0%} of the ceiling, {1 / best['compute']:.1f} times cheaper."
-    )
-
-
-def _variants(study: Study, found: Summary) -> list[str]:
-    """Budgets, samplers, the stock optimizer and fine-tuning, each next to what it is compared with."""
-    sampler = study.about["arms"]["supernet"]["sampler"]
-    other = next((name for name in study.arms if name in ("supernet-fair", "supernet-uniform")), "")
-    short = "scratch-eighth-of-epochs"
-    sections = {
-        "Equal budgets": ("supernet", "scratch-equal-total", "supernet-equal-updates", "scratch"),
-        f"Samplers: {sampler} (supernet) and the other": ("supernet", other),
-        "Frozen (supernet) and stock optimizer": ("supernet", "supernet-stock-optimizer"),
-        "Fine-tuning an exported network": (
-            "supernet",
-            "fine-tuned",
-            short,
-            "scratch",
-        ),
-    }
-    readings = {
-        "Equal budgets": "`scratch-equal-total` has as many updates in all as `supernet`; `supernet-equal-updates` "
-        "gives each network on average as many updates as `scratch`, to shared weights.",
-        "Fine-tuning an exported network": "`fine-tuned` begins with the weights "
-        f"that the supernet of the same number ended with, and is trained as long as `{short}`; its updates here are "
-        "those after the supernet, whose cost is counted among the estimators.",
-    }
-    parts = []
-    for title, names in sections.items():
-        arms = [study.arms[name] for name in names if name in study.arms]
-        if len(arms) > 1:
-            parts += [f"## {title}", readings.get(title, ""), _arms(study, arms, found)]
-            parts += [_paired(study, arms[0], arms[1])] if title.startswith(("Samplers", "Frozen")) else []
-    return parts
-
-
-def _arms(study: Study, arms: list[Arm], found: Summary) -> str:
-    taus = {e["name"]: shown(e["tau_mean"], *e["tau_ci"]) for e in found["estimators"]}
-    body = []
-    for arm in arms:
-        accuracy = shown(*ranking.interval(arm.test.mean(1)))
-        line = [arm.name, str(len(arm.seeds)), str(study.failures(arm.name)), accuracy, taus.get(arm.name, "–")]
-        body.append([*line, f"{arm.updates:,.0f}", f"{arm.images:,.0f}", f"{arm.seconds:.0f}"])
-    headers = ["arm", "n", "failed runs", "mean test top-1, %", "tau", "updates, all networks", "images", "seconds"]
-    return common.markdown(body, headers)
-
-
-def _paired(study: Study, first: Arm, second: Arm) -> str:
-    shared = sorted(set(first.seeds) & set(second.seeds))
-    if len(shared) < 2:
-        return ""
-    one, two = (arm.test[[arm.seeds.index(seed) for seed in shared]] for arm in (first, second))
-    truth = study.arms["scratch"].test.mean(0)
-    accuracy = ranking.interval((one - two).mean(1))
-    tau = ranking.interval(ranking.kendall(one, truth) - ranking.kendall(two, truth))
-    holds = ("includes" if gap.low <= 0 <= gap.high else "excludes" for gap in (accuracy, tau))
-    accuracy_verdict, tau_verdict = holds
-    return (
-        f"{first.name} less {second.name}, the same random start and shuffling, {len(shared)} seeds: "
-        f"{shown(*accuracy, 3)} points of accuracy (the interval {accuracy_verdict} 0), "
-        f"{shown(*tau)} of tau (it {tau_verdict} 0)."
     )
 
 
