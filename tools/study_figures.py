@@ -86,6 +86,7 @@ def curves(study: Study, file: Path) -> None:
                 ax.plot(epochs, mean, marker=MARKERS[i % len(MARKERS)], markersize=3, linewidth=1, label=arch)
                 ax.fill_between(epochs, mean - spread, mean + spread, alpha=0.1)
             ax.set_xlabel("epoch")
+            ax.xaxis.get_major_locator().set_params(integer=True)
             ax.set_title(f"{study.title}, {label}", fontsize=9)
         axes[0].set_ylabel("validation top-1, %")
         axes[1].legend(fontsize=7)
