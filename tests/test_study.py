@@ -47,7 +47,7 @@ def test_a_study_writes_its_rows_and_a_report(done):
     assert {"tau_mean", "tau_ci", "ceiling_mean", "regret_mean"} <= set(numbers)
     assert (numbers["tau_ci"], numbers["ceiling_mean"]) == ([None, None], None)
     page = (out / "README.md").read_text()
-    for name in ("accuracy", "scatter", "ranking", "curves"):
+    for name in ("accuracy", "scatter", "ranking", "curves", "frontier"):
         assert f"({name}.png)" in page
         assert (out / f"{name}.png").stat().st_size > 5_000
     assert all(arch in printed for arch in ARCHS)
@@ -116,11 +116,11 @@ def test_drift_is_measured_once(done, tmp_path, monkeypatch):
 def test_a_report_leaves_nothing_of_an_earlier_one(tmp_path):
     made_up(tmp_path / "s", variants=("supernet-fair",))
     report.write(tmp_path / "s")
-    assert (tmp_path / "s" / "frontier.png").exists()
+    assert (tmp_path / "s" / "samplers.png").exists()
     (tmp_path / "s" / "variants.jsonl").unlink()
     report.write(tmp_path / "s")
-    assert not (tmp_path / "s" / "frontier.png").exists()
-    assert "frontier" not in (tmp_path / "s" / "README.md").read_text()
+    assert not (tmp_path / "s" / "samplers.png").exists()
+    assert "samplers" not in (tmp_path / "s" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("damage", ["{}", "[1]", "cut"])
@@ -226,6 +226,8 @@ def test_estimators_and_variants_are_reported_at_their_cost(tmp_path):
     assert found["fine-tuned"]["compute"] == pytest.approx(1.25)  # and what it begins with
     assert found["fine-tuned"]["seconds"] == pytest.approx(1.25)
     assert found["parameters"]["tau_mean"] == -1
+    low, high = found["parameters"]["tau_ci"]
+    assert -1 <= low <= high < 0  # of the truth's noise
     assert found["multiply-accumulates"]["tau_mean"] == 1
     page = (tmp_path / "s" / "README.md").read_text()
     for title in ("Equal budgets", "Samplers", "stock optimizer", "Fine-tuning", "Drift", "Estimators"):

@@ -24,10 +24,9 @@ BOTH = (("supernet", "inherited"), ("scratch", "from scratch"))
 def draw(study: Study, numbers: Summary) -> list[str]:
     """All figures that the rows give; returns the names of the files."""
     made = {"accuracy": accuracy, "scatter": scatter, "ranking": taus}
+    made["frontier"] = functools.partial(frontier, estimators=numbers["estimators"])
     if study.curves:
         made["curves"] = curves
-    if len(study.arms) > 2:
-        made["frontier"] = functools.partial(frontier, estimators=numbers["estimators"])
     made |= study_arms.draw(study)
     if study.drift:
         made["drift"] = drift

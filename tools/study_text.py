@@ -59,9 +59,8 @@ def page(study: Study, found: Summary, figures: list[str]) -> str:
     ]
     if "curves" in figures:
         parts += ["## Over epochs", "![validation accuracy of every network over epochs](curves.png)", _peaks(study)]
-    if "frontier" in figures:
-        parts += ["## Estimators at their cost", _estimators(found), "![tau against compute](frontier.png)"]
-        parts += [_target(found), *study_arms.paragraphs(study, found)]
+    parts += ["## Estimators at their cost", _estimators(found), "![tau against compute](frontier.png)", _target(found)]
+    parts += study_arms.paragraphs(study, found)
     if "drift" in figures:
         parts += ["## Drift", _drift(study), "![movement of weights in a step](drift.png)"]
     if about["failed"]:
