@@ -53,6 +53,7 @@ def test_a_study_writes_its_rows_and_a_report(done):
     assert all(arch in printed for arch in ARCHS)
     assert "report: " in printed
     assert "nan" not in page
+    assert "\n1 supernet, 1 run from scratch of each network. Trained by" in page
 
 
 def test_finished_runs_are_kept_failed_ones_are_shown_and_tried_again(done, tmp_path):

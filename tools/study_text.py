@@ -35,7 +35,8 @@ def headline(study: Study, form: str = "github") -> str:
 def page(study: Study, found: Summary, figures: list[str]) -> str:
     """README.md of the study."""
     about = study.about
-    seeds = f"{found['supernet_seeds']} supernets, {found['scratch_seeds']} runs from scratch of each network"
+    supernets, runs = found["supernet_seeds"], found["scratch_seeds"]
+    seeds = f"{supernets} supernet{'s' * (supernets != 1)}, {runs} run{'s' * (runs != 1)} from scratch of each network"
     machine = about["environment"]
     parts = [
         f"# {study.title}: what weight sharing predicts",
