@@ -6,6 +6,7 @@ import shutil
 
 import common
 import drift
+import figures
 import numpy as np
 import one_run
 import pytest
@@ -13,6 +14,7 @@ import report
 import study
 import study_text
 import study_words
+import sweep
 import torch
 from conftest import ROOT, rows, tool
 from scipy import stats
@@ -226,6 +228,11 @@ def test_estimators_and_variants_are_reported_at_their_cost(tmp_path):
     assert found["supernet"]["compute"] == pytest.approx(0.25)  # one network a step, as many steps as one run
     assert found["fine-tuned"]["compute"] == pytest.approx(1.25)  # and what it begins with
     assert found["fine-tuned"]["seconds"] == pytest.approx(1.25)
+    of_scratch = [row for row in rows(tmp_path / "s" / "rows.jsonl") if row["kind"] == "scratch"]
+    test, val = (matrix(of_scratch, "scratch", key) for key in ("test_top1", "val_top1"))
+    others = [np.delete(test, i, 0).mean(0) for i in range(len(test))]
+    lost = [truth.max() - truth[pick] for truth, pick in zip(others, val.argmax(1), strict=True)]
+    assert found["scratch"]["regret_mean"] == pytest.approx(np.mean(lost))
     assert found["parameters"]["tau_mean"] == -1
     low, high = found["parameters"]["tau_ci"]
     assert -1 <= low <= high < 0  # of the truth's noise
@@ -248,6 +255,49 @@ def numbers_of(folder, arm):
     of_arm = [row for row in found if row.get("variant", row["kind"]) == arm]
     seeds = sorted({row["seed"] for row in of_arm})
     return np.array([100 * np.mean([row["test_top1"] for row in of_arm if row["seed"] == s]) for s in seeds])
+
+
+@pytest.mark.parametrize(
+    ("networks", "sentence"), [(2, "Not even a fully right order"), (3, "Not even"), (4, "only a fully right order")]
+)
+def test_what_few_networks_can_show(networks, sentence, tmp_path):
+    found = made_up(tmp_path / "s")
+    few = [json.dumps(row) for row in found if row["arch"] in ARCHS[:networks]]
+    (tmp_path / "s" / "rows.jsonl").write_text("\n".join(few) + "\n")
+    report.write(tmp_path / "s")
+    page = (tmp_path / "s" / "README.md").read_text()
+    assert sentence in page
+    assert ("below 5 % (p = 0.04" in page) == (networks == 4)
+
+
+def test_pictures_of_a_run_smaller_than_a_batch_are_counted_as_they_are(tmp_path):
+    config = {"batch_size": 128, "limit_train": None, "seed": 0}
+    plan, path = study.Plan("fine-tuned", "scratch", config), {"arch": ARCHS[0], "test_top1": 0.5}
+    run = one_run.Run(tmp_path, {**config, "limit_train": 7}, "a")
+    outcome = {"steps": 4, "train_seconds": 1.0, "paths": [path]}
+    files, failed = study.collected({plan: [run]}, {run.path: outcome}, 100)
+    assert (files["variants"][0]["images"], failed) == (28, [])
+    outcome.pop("steps")
+    with pytest.raises(common.Failure, match=r"is damaged \(KeyError\('steps'\)\); remove it"):
+        study.collected({plan: [run]}, {run.path: outcome}, 100)
+
+
+def test_after_a_signal_nothing_more_is_measured(tmp_path, monkeypatch, capsys):
+    def stopped(runs, *_, **__):
+        return [common.Failure("stopped before it began", status=143)] * len(runs)
+
+    monkeypatch.setattr(sweep, "train", stopped)
+    monkeypatch.setattr(drift, "kept", lambda *_: pytest.fail("drift was measured"))
+    status, _, error = in_process(
+        monkeypatch, capsys, "study", "--variants", "--out", tmp_path / "out", "--runs", tmp_path / "runs"
+    )
+    assert (status, error.count("\n")) == (143, 1)
+    assert "stopped with 0 of 20 runs finished" in error
+    assert len(json.loads((tmp_path / "out" / "study.json").read_text())["failed"]) == 24  # fine-tuning never began
+
+
+def test_error_bars_never_point_the_wrong_way():
+    assert figures.bars([1, 1, 1], [2, 0, None], [3, 4, None]).tolist() == [[0, 1, 0], [2, 3, 0]]
 
 
 def test_collapsed_networks_are_named_and_counted(tmp_path):

@@ -228,12 +228,12 @@ def _marks(part: str) -> tuple[str, str]:
     return f"<!-- {part} -->\n", f"<!-- end of {part} -->"
 
 
-def check_page(page: Path, parts: tuple[str, ...], flag: str = "--page", as_: str = "docs/freezing.md") -> None:
+def check_page(page: Path, parts: tuple[str, ...], flag: str = "--page", like: str = "docs/freezing.md") -> None:
     """Before anything is measured: the page can take the tables of these parts."""
     try:
         text = page.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise Failure(f"{flag} {page} is no file of text; expected one with marks, as {as_}", status=2) from error
+        raise Failure(f"{flag} {page} is no file of text; expected one with marks, as {like}", status=2) from error
     for part in parts:
         begin, end = _marks(part)
         if begin not in text or end not in text:

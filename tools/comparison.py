@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 import common
 import numpy as np
 from figures import MARKERS, bars, figure
-from study_rows import Study, summary
+from study_rows import KINDS, Study, summary
 from study_words import ENGLISH, Words, shown
 
 from mnas import ranking
 
 if TYPE_CHECKING:
     from study_words import Summary
-
-KINDS = (("supernet", "inherited"), ("scratch", "from scratch"))
 
 
 def headline(studies: list[Study], command: str, words: Words = ENGLISH) -> str:
@@ -118,8 +116,8 @@ def draw(studies: list[Study], folder: Path) -> None:
                 order = [study.archs.index(arch) for arch in same[0].archs]
                 means = [ranking.interval(values) for values in study.arms[kind].test.T[order]]
                 x = np.arange(len(order)) + 0.2 * (number - (len(same) - 1) / 2)
-                half = np.nan_to_num([m.high - m.mean for m in means])
-                ax.errorbar(x, [m.mean for m in means], half, fmt=MARKERS[number], capsize=2, label=study.name)
+                mean, low, high = zip(*means, strict=True)
+                ax.errorbar(x, mean, bars(mean, low, high), fmt=MARKERS[number], capsize=2, label=study.name)
             ax.set_xticks(range(len(order)), [arch.replace("-", "\n") for arch in same[0].archs])
             ax.set_title(label)
         axes[0].set_ylabel("test top-1, %")

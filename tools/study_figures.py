@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import study_arms
 from figures import MARKERS, bars, figure
+from study_rows import KINDS
 
 from mnas import ranking
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 FIGURES = {"accuracy", "scatter", "ranking", "curves", "frontier", "drift"}
 FIGURES |= {section.key for section in study_arms.SECTIONS}
-BOTH = (("supernet", "inherited"), ("scratch", "from scratch"))
 
 
 def draw(study: Study, numbers: Summary) -> list[str]:
@@ -47,7 +47,7 @@ def accuracy(study: Study, file: Path) -> None:
     """Every run as a small mark, the mean of each network with its interval."""
     at = np.arange(len(study.archs))
     with figure(file, width=max(5, 0.9 * len(at) + 1.5), height=3.2) as (ax,):
-        for number, (name, label) in enumerate(BOTH):
+        for number, (name, label) in enumerate(KINDS):
             runs, x = study.arms[name].test, at + 0.24 * (number - 0.5)
             mean, half = _bars(runs)
             for seed in runs:
@@ -61,7 +61,7 @@ def accuracy(study: Study, file: Path) -> None:
 
 
 def scatter(study: Study, file: Path) -> None:
-    (x, dx), (y, dy) = (_bars(study.arms[name].test) for name, _ in BOTH)
+    (x, dx), (y, dy) = (_bars(study.arms[name].test) for name, _ in KINDS)
     with figure(file, width=4.4, height=4) as (ax,):
         for i, arch in enumerate(study.archs):
             ax.errorbar(x[i], y[i], dy[i], dx[i], fmt=MARKERS[i % len(MARKERS)], capsize=2, label=arch)
@@ -76,7 +76,7 @@ def scatter(study: Study, file: Path) -> None:
 def curves(study: Study, file: Path) -> None:
     """Validation accuracy of every network over epochs; mean over seeds, the band is one standard deviation."""
     with figure(file, 2, width=4, height=3.2) as axes:
-        for ax, (kind, label) in zip(axes, BOTH, strict=True):
+        for ax, (kind, label) in zip(axes, KINDS, strict=True):
             for i, arch in enumerate(study.archs):
                 rows = [row for row in study.curves if row["kind"] == kind and row["arch"] == arch]
                 epochs = sorted({row["epoch"] for row in rows})

@@ -13,6 +13,7 @@ import common
 from common import Failure
 
 Row = dict[str, Any]
+KINDS = (("supernet", "inherited"), ("scratch", "from scratch"))  # the arms of every study, and their weights
 FIRST_SCRATCH_SEED = 1000  # apart from the seeds of supernets: no common random start, no common shuffling
 NEEDED = ("space", "dataset", "recipe", "seeds", "variants", "drawn", "test_images", "failed", "arms", "environment")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import common
 import study_arms
+from study_rows import KINDS
 from study_words import ENGLISH, shown
 from tabulate import tabulate
 
@@ -69,8 +70,8 @@ def page(study: Study, found: Summary, figures: list[str]) -> str:
         parts += ["## Runs that failed or were not run", "\n".join(lines)]
     if study.collapsed:
         lines = [f"- {name} {r['arch']} seed {r['seed']}: {100 * r['test_top1']:.2f} %" for name, r in study.collapsed]
-        about = "Less than half of their arm's median accuracy; they count in every table and figure."
-        parts += ["## Networks that collapsed", about, "\n".join(lines)]
+        rule = "Less than half of their arm's median accuracy; they count in every table and figure."
+        parts += ["## Networks that collapsed", rule, "\n".join(lines)]
     if study.left_out:
         lines = [f"- {name} seed {seed}" for name, seed in study.left_out]
         parts += ["## Seeds that lack a network", "In the rows, not in tables and rankings.", "\n".join(lines)]
@@ -111,7 +112,7 @@ def _range(runs: Any) -> float:
 
 def _differences(study: Study) -> list[str]:
     body, counts = [], []
-    for name, label in (("supernet", "inherited"), ("scratch", "from scratch")):
+    for name, label in KINDS:
         arm = study.arms[name]
         if len(arm.seeds) < 2:
             counts.append(f"{label}: one seed cannot tell networks apart")
