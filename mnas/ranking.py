@@ -74,15 +74,20 @@ def agreement(runs: ArrayLike, truth_runs: ArrayLike, seed: int = 0) -> tuple[Ar
     return taus, Interval(float(taus.mean()), *_percentiles(means))
 
 
-def ceiling(truth_runs: ArrayLike, seed: int = 0) -> tuple[Array, Interval]:
-    """tau of each run from scratch with the mean of the others: what seed noise leaves to any estimator that costs a
-    run. The interval is a percentile bootstrap over those taus. Raises ValueError for a single run."""
-    truth_runs = np.asarray(truth_runs, float)
-    number = len(truth_runs)
+def ceiling(runs: ArrayLike, truth_runs: ArrayLike | None = None, seed: int = 0) -> tuple[Array, Interval]:
+    """tau of each run from scratch with the mean of the others: what seed noise leaves to an estimator that is a run.
+    What has less noise can exceed it. truth_runs: the same runs, measured otherwise, such as on other pictures.
+
+    The interval is a percentile bootstrap over those taus; the truth is not drawn anew, because a run drawn twice would
+    be compared with itself. Raises ValueError for a single run.
+    """
+    runs = np.asarray(runs, float)
+    truth_runs = runs if truth_runs is None else np.asarray(truth_runs, float)
+    number = len(runs)
     if number < 2:
         raise ValueError("a ceiling needs two runs of each network from scratch; train more seeds")
     others = (truth_runs.sum(0) - truth_runs) / (number - 1)
-    taus = kendall(truth_runs, others)
+    taus = kendall(runs, others)
     drawn = np.random.default_rng(seed).integers(number, size=(RESAMPLES, number))
     return taus, Interval(float(taus.mean()), *_percentiles(taus[drawn].mean(1)))
 

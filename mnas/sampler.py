@@ -39,7 +39,8 @@ class UniformSampler:
 
 class FairSampler:
     """Every candidate of a choice equally often: each choice deals its candidates in random order, without
-    replacement, and shuffles anew when all have been used (strict fairness; Chu et al., ICCV 2021, section 3.2).
+    replacement, and shuffles anew when all have been used, as strict fairness draws a round (Chu et al., ICCV 2021).
+    They add up the gradients of a round; here each path is a step of the optimizer.
     """
 
     def __init__(self, space: SearchSpace, seed: int) -> None:

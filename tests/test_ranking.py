@@ -85,6 +85,10 @@ def test_the_ceiling_leaves_the_run_itself_out():
     taus, found = ranking.ceiling(runs)
     assert taus.tolist() == [0, 0, -1]  # the others of the first tie, those of the third are against it
     assert found.mean == pytest.approx(-1 / 3)
+    elsewhere = np.array([[0, 1, 2], [0, 2, 1], [0, 1, 2]])  # the same runs on other pictures
+    # The mean of the others there: [0, 1.5, 1.5], [0, 1, 2] and [0, 1.5, 1.5].
+    taus, _ = ranking.ceiling(runs, elsewhere)
+    assert taus.tolist() == pytest.approx([2 / 6**0.5, 1, -2 / 6**0.5])
 
 
 @given(SCORES, st.integers(0, 2**32 - 1))

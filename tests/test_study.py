@@ -190,6 +190,13 @@ def test_the_summary_is_computed_from_the_rows(tmp_path):
     assert numbers["tau_ci"][0] <= numbers["tau_mean"] <= numbers["tau_ci"][1]
     others = [stats.kendalltau(scratch[i], np.delete(scratch, i, 0).mean(0)).statistic for i in range(len(scratch))]
     assert numbers["ceiling_mean"] == pytest.approx(np.mean(others))
+    val = matrix(found, "scratch", "val_top1")
+    elsewhere = {e["name"]: e["tau_validation_truth"] for e in numbers["estimators"]}
+    assert elsewhere["supernet"] == pytest.approx(np.mean([stats.kendalltau(run, val.mean(0))[0] for run in supernet]))
+    others = [stats.kendalltau(scratch[i], np.delete(val, i, 0).mean(0)).statistic for i in range(len(scratch))]
+    assert elsewhere["scratch"] == pytest.approx(np.mean(others))
+    assert elsewhere["multiply-accumulates"] == pytest.approx(stats.kendalltau(range(4), val.mean(0)).statistic)
+    assert numbers["tau_of_truths"] == pytest.approx(stats.kendalltau(val.mean(0), truth).statistic)
     picks = matrix(found, "supernet", "val_top1").argmax(1)
     assert numbers["regret_mean"] == pytest.approx(np.mean(truth.max() - truth[picks]))
     assert numbers["inherited_mean"] == pytest.approx(supernet.mean())
@@ -198,6 +205,7 @@ def test_the_summary_is_computed_from_the_rows(tmp_path):
     page = (tmp_path / "s" / "README.md").read_text()
     assert "- scratch x seed 9: loss is nan" in page
     assert f"{truth[3]:.2f} [" in page
+    assert f"of a supernet {elsewhere['supernet']:.2f}; of one seed from scratch {elsewhere['scratch']:.2f};" in page
 
 
 def test_seeds_that_lack_a_network_are_left_out_of_rankings_and_still_in_the_rows(tmp_path):
@@ -308,6 +316,30 @@ def test_after_a_signal_nothing_more_is_measured(tmp_path, monkeypatch, capsys):
 
 def test_error_bars_never_point_the_wrong_way():
     assert figures.bars([1, 1, 1], [2, 0, None], [3, 4, None]).tolist() == [[0, 1, 0], [2, 3, 0]]
+
+
+def test_one_bad_error_does_not_squeeze_the_others(tmp_path):
+    for errors, scale in (([0.7, 0.9, 1.2], "linear"), ([0.7, 0.9, 28], "log")):
+        with figures.figure(tmp_path / "errors.png", 4) as axes:
+            axes[0].plot(errors)
+            figures.error_axis(axes[0])
+        assert axes[0].get_yscale() == scale
+        assert [ax.get_subplotspec().rowspan.start for ax in axes] == [0, 0, 0, 1]
+    assert "1" in [label.get_text() for label in axes[0].get_yticklabels()]
+
+
+def test_what_few_runs_say_is_called_a_range(tmp_path):
+    found = made_up(tmp_path / "s", supernets=3, scratch=3)
+    for row in found:  # two supernets pick the best network, one the worst
+        if row["kind"] == "supernet":
+            row["val_top1"] = float(row["arch"] == ARCHS[3 * (row["seed"] > 0)])
+    (tmp_path / "s" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    report.write(tmp_path / "s")
+    assert "A bootstrap of 3 runs is hardly more than their range" in (tmp_path / "s" / "README.md").read_text()
+    assert json.loads((tmp_path / "s" / "summary.json").read_text())["regret_ci"][0] == 0
+    made_up(tmp_path / "t", supernets=6, scratch=5)
+    report.write(tmp_path / "t")
+    assert "hardly more than" not in (tmp_path / "t" / "README.md").read_text()
 
 
 def test_collapsed_networks_are_named_and_counted(tmp_path):

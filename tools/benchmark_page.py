@@ -80,7 +80,8 @@ def step_figure(rows: list[Row], file: Path) -> None:
             ax.set_title(f"{space}, batch {batch}", fontsize=9)
         for ax in axes[1:]:
             ax.sharey(axes[0])
-        axes[0].set_ylabel("ratio of step times")
+        for ax in axes[::3]:
+            ax.set_ylabel("ratio of step times")
 
 
 def _sizes(rows: list[Row]) -> tuple[list[int], list[str]]:

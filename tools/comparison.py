@@ -52,6 +52,7 @@ def overview(studies: list[Study]) -> str:
     body = []
     for study in studies:
         found = summary(study)
+        elsewhere = {e["name"]: e["tau_validation_truth"] for e in found["estimators"]}
         body.append(
             [
                 f"[{study.name}](../{study.path}/README.md)",
@@ -60,14 +61,15 @@ def overview(studies: list[Study]) -> str:
                 f"{found['inherited_mean']:.2f}",
                 f"{found['scratch_mean']:.2f}",
                 shown(found["tau_mean"], *found["tau_ci"]),
+                f"{elsewhere['supernet']:.2f}",
                 _ceiling(found),
                 shown(found["regret_mean"], *found["regret_ci"], 3),
                 f"{found['regret_of_chance']:.3f}",
                 str(found["failed_runs"]),
             ]
         )
-    headers = ["study", "networks", "seeds", "inherited, %", "from scratch, %", "tau", "ceiling", "regret, points"]
-    return common.markdown(body, [*headers, "of chance", "failed runs"])
+    headers = ["study", "networks", "seeds", "inherited, %", "from scratch, %", "tau", "other pictures", "ceiling"]
+    return common.markdown(body, [*headers, "regret, points", "of a random pick", "failed runs"])
 
 
 def _ceiling(found: Summary) -> str:

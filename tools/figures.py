@@ -4,6 +4,7 @@ its own for each series, so that they read without colour."""
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import numpy as np
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX*<>hd"
 STYLE = {
     "figure.dpi": 150,
     "savefig.facecolor": "white",
@@ -35,13 +37,27 @@ def bars(means: Any, lows: Any, highs: Any) -> Any:
     return np.clip(np.nan_to_num(np.stack([mean - low, high - mean])), 0, None)
 
 
+def error_axis(ax: Any) -> None:
+    """To be called when all is drawn: where errors differ by more than a factor of 3 the vertical axis is
+    logarithmic, so that a bad run or the first epoch does not squeeze what is of interest."""
+    low, high = ax.dataLim.intervaly
+    if high <= 3 * low:
+        return
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
 @contextlib.contextmanager
-def figure(file: Path, columns: int = 1, width: float = 3.6, height: float = 3.0) -> Iterator[list[Any]]:
-    """Axes side by side; the figure is written to the file at the end."""
+def figure(file: Path, number: int = 1, width: float = 3.6, height: float = 3.0) -> Iterator[list[Any]]:
+    """Axes, three in a row, of this width and height in inches; the figure is written to the file at the end."""
+    columns = min(number, 3)
+    rows = math.ceil(number / columns)
     with plt.style.context(["tableau-colorblind10", STYLE]):
-        drawn, axes = plt.subplots(1, columns, figsize=(width * columns, height), squeeze=False)
+        drawn, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
         try:
-            yield list(axes[0])
+            yield list(axes.flat)[:number]
             file.parent.mkdir(parents=True, exist_ok=True)
             # No version and no date in the file: the same rows give the same picture.
             drawn.savefig(file, metadata={"Software": None})

@@ -65,7 +65,7 @@ class Options:
 
 ABOUT = ("space", "dataset", "recipe", "seeds", "variants", "networks", "seed", "limit_train", "limit_test")
 
-# Chosen on validation accuracy of single seeds that are not in the studies; docs/method.md.
+# Chosen on validation accuracy of single seeds; docs/method.md.
 RECIPES: dict[tuple[str, str], dict[str, Settings]] = {
     ("mil4", "short"): {"supernet": {"epochs": 4}, "scratch": {"epochs": 2}},
     ("mil4", "long"): {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import common
 import numpy as np
-from figures import MARKERS, bars, figure
+from figures import MARKERS, bars, error_axis, figure
 from study_rows import FIRST_SCRATCH_SEED
 from study_words import shown
 
@@ -78,14 +78,15 @@ def paragraphs(study: Study, found: Summary) -> list[str]:
     for section, arms in present(study).items():
         pairs = [(study.arms[a], study.arms[b]) for a, b in section.pairs if a in study.arms and b in study.arms]
         lines = [f"- {_difference(study, *pair)}" for pair in pairs if min(len(arm.seeds) for arm in pair) > 1]
-        picture = f"![accuracy and tau of each seed: {', '.join(arm.name for arm in arms)}]({section.key}.png)"
+        picture = f"![error and tau of each seed: {', '.join(arm.name for arm in arms)}]({section.key}.png)"
         parts += [f"## {section.title}", section.about, _table(study, arms, found), picture, "\n".join(lines)]
     return parts
 
 
-def draw(study: Study) -> dict[str, Any]:
+def draw(study: Study, found: Summary) -> dict[str, Any]:
     """What draws the figure of each section, by its name; called with the study and the file."""
-    return {section.key: functools.partial(_draw, arms=arms) for section, arms in present(study).items()}
+    taus = {e["name"]: [e["tau_mean"], *e["tau_ci"]] for e in found["estimators"]}
+    return {section.key: functools.partial(_draw, arms=arms, taus=taus) for section, arms in present(study).items()}
 
 
 def _taus(study: Study, arm: Arm) -> Any:
@@ -130,20 +131,22 @@ def _difference(study: Study, first: Arm, second: Arm) -> str:
     )
 
 
-def _draw(study: Study, file: Path, arms: list[Arm]) -> None:
-    """Accuracy and tau of each seed as small marks, their means with intervals."""
+def _draw(study: Study, file: Path, arms: list[Arm], taus: dict[str, list[float]]) -> None:
+    """Error and tau of each seed as small marks, their means with the intervals of the table."""
     with figure(file, 2, width=max(3.2, 1.1 * len(arms)), height=3) as axes:
         for number, arm in enumerate(arms):
-            for ax, values in zip(axes, (arm.test.mean(1), _taus(study, arm)), strict=True):
-                if not len(values):
-                    continue
-                mean, low, high = ranking.interval(values)
+            error = 100 - arm.test.mean(1)
+            shown_of_arm = [(axes[0], error, ranking.interval(error))]
+            if arm.name in taus:
+                shown_of_arm.append((axes[1], _taus(study, arm), taus[arm.name]))
+            for ax, values, (mean, low, high) in shown_of_arm:
                 spread = np.linspace(-0.25, 0.05, len(values))
                 marker, color = MARKERS[number], f"C{number}"
                 ax.plot(number + spread, values, marker, markersize=3, alpha=0.5, color=color)
                 ax.errorbar(number + 0.25, mean, bars([mean], [low], [high]), fmt=marker, capsize=3, color="black")
-        for ax, label in zip(axes, ("test top-1, %, mean over networks", "Kendall's tau"), strict=True):
+        for ax, label in zip(axes, ("test error, %, mean over networks", "Kendall's tau"), strict=True):
             ax.set_xticks(range(len(arms)), [arm.name.replace("-", "\n") for arm in arms], fontsize=7)
             ax.set_xlim(-0.5, len(arms) - 0.5)
             ax.set_ylabel(label)
+        error_axis(axes[0])
         axes[0].set_title(study.title, fontsize=9)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import study_arms
-from figures import MARKERS, bars, figure
+from figures import MARKERS, bars, error_axis, figure
 from study_rows import KINDS
 
 from mnas import ranking
@@ -27,7 +27,7 @@ def draw(study: Study, numbers: Summary) -> list[str]:
     made["frontier"] = functools.partial(frontier, estimators=numbers["estimators"])
     if study.curves:
         made["curves"] = curves
-    made |= study_arms.draw(study)
+    made |= study_arms.draw(study, numbers)
     if study.drift:
         made["drift"] = drift
     for name in FIGURES - made.keys():  # of an earlier study
@@ -74,20 +74,21 @@ def scatter(study: Study, file: Path) -> None:
 
 
 def curves(study: Study, file: Path) -> None:
-    """Validation accuracy of every network over epochs; mean over seeds, the band is one standard deviation."""
+    """Validation error of every network over epochs; mean over seeds, the band is one standard deviation."""
     with figure(file, 2, width=4, height=3.2) as axes:
         for ax, (kind, label) in zip(axes, KINDS, strict=True):
             for i, arch in enumerate(study.archs):
                 rows = [row for row in study.curves if row["kind"] == kind and row["arch"] == arch]
                 epochs = sorted({row["epoch"] for row in rows})
-                values = [[100 * row["val_top1"] for row in rows if row["epoch"] == epoch] for epoch in epochs]
+                values = [[100 - 100 * row["val_top1"] for row in rows if row["epoch"] == epoch] for epoch in epochs]
                 mean, spread = np.array([np.mean(v) for v in values]), np.array([np.std(v) for v in values])
                 ax.plot(epochs, mean, marker=MARKERS[i % len(MARKERS)], markersize=3, linewidth=1, label=arch)
                 ax.fill_between(epochs, mean - spread, mean + spread, alpha=0.1)
             ax.set_xlabel("epoch")
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.set_title(f"{study.title}, {label}", fontsize=9)
-        axes[0].set_ylabel("validation top-1, %")
+            error_axis(ax)
+        axes[0].set_ylabel("validation error, %")
         axes[1].legend(fontsize=7)
 
 
@@ -118,7 +119,7 @@ def taus(study: Study, file: Path) -> None:
 def frontier(study: Study, file: Path, estimators: list[dict[str, Any]]) -> None:
     """tau against the compute of training; what costs nothing stands at the left edge, what costs the same side by
     side."""
-    free = min(e["compute"] for e in estimators if e["compute"]) / 4
+    free = min(0.1, *(e["compute"] for e in estimators if e["compute"])) / 4
     with figure(file, width=6.4, height=3.8) as (ax,):
         x = 0.0
         for number, e in enumerate(sorted(estimators, key=lambda e: e["compute"])):
@@ -141,8 +142,11 @@ def frontier(study: Study, file: Path, estimators: list[dict[str, Any]]) -> None
 
 def drift(study: Study, file: Path) -> None:
     with figure(file, width=5, height=3.2) as (ax,):
-        lines = {"trained, frozen": ("frozen", "active"), "not trained, stock optimizer": ("torch", "inactive")}
-        lines["not trained, frozen"] = ("frozen", "inactive")
+        lines = {
+            f"{where} the sampled path, {optimizer}": (policy, which)
+            for which, where in (("active", "on"), ("inactive", "off"))
+            for policy, optimizer in (("frozen", "mnas"), ("torch", "stock optimizer"))
+        }
         for number, (label, (policy, which)) in enumerate(lines.items()):
             rows = [row for row in study.drift if row["policy"] == policy]
             steps = sorted({row["step"] for row in rows})

@@ -138,6 +138,8 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def summary(study: Study) -> dict[str, Any]:
     """The numbers of a study by name; null where one seed gives no interval or no ceiling."""
+    import numpy as np
+
     from mnas import ranking
 
     supernet, scratch = study.arms["supernet"], study.arms["scratch"]
@@ -157,8 +159,9 @@ def summary(study: Study) -> dict[str, Any]:
         "ceiling_mean": None,
         "ceiling_ci": None,
         "regret_mean": regret.mean,
-        "regret_ci": [regret.low, regret.high],
+        "regret_ci": [float(np.maximum(regret.low, 0)), regret.high],  # nothing is better than the best
         "regret_of_chance": float(truth.max() - truth.mean()),
+        "tau_of_truths": float(ranking.kendall(scratch.val.mean(0), truth)),
         "inherited_mean": float(supernet.test.mean()),
         "scratch_mean": float(truth.mean()),
         "failed_runs": len(study.about["failed"]),
@@ -175,25 +178,27 @@ def summary(study: Study) -> dict[str, Any]:
 
 def estimators(study: Study) -> list[dict[str, Any]]:
     """How each way of scoring the networks ranks them, and its training compute and seconds, relative to one run from
-    scratch of each network."""
+    scratch of each network. Its tau is also given with the truth on the validation pictures: what all runs share, the
+    noise of the test pictures, counts as agreement there only."""
     import numpy as np
 
     from mnas import ranking
 
     scratch = study.arms["scratch"]
     truth = scratch.test.mean(0)
+    pictures = (scratch.test, scratch.val)
     found = []
     for number, name in enumerate(("parameters", "multiply-accumulates")):
         # Twice the same, because costs have no noise of their own: the interval is that of the truth.
         scores = np.array([[study.costs[arch][number] for arch in study.archs]] * 2, float)
-        _, tau = ranking.agreement(scores, scratch.test)
-        found.append(_estimator(name, 1, tau, ranking.regret(scores, truth).mean(), 0.0, 0.0))
+        taus = [ranking.agreement(scores, runs)[1] for runs in pictures]
+        found.append(_estimator(name, 1, taus, ranking.regret(scores, truth).mean(), 0.0, 0.0))
     for name, arm in study.arms.items():
         if arm is not scratch:
-            _, tau = ranking.agreement(arm.test, scratch.test)
+            taus = [ranking.agreement(arm.test, runs)[1] for runs in pictures]
             lost = ranking.regret(arm.val, truth).mean()
         elif (number := len(arm.seeds)) > 1:
-            _, tau = ranking.ceiling(arm.test)
+            taus = [ranking.ceiling(arm.test, runs)[1] for runs in pictures]
             others = (arm.test.sum(0) - arm.test) / (number - 1)
             lost = np.mean([ranking.regret(*pair) for pair in zip(arm.val, others, strict=True)])
         else:
@@ -201,16 +206,19 @@ def estimators(study: Study) -> list[dict[str, Any]]:
         before = study.arms.get(study.about["arms"][name]["after"])  # what it began with is a part of its cost
         cost = (arm.cost + (before.cost if before else 0)) / scratch.cost
         seconds = (arm.seconds + (before.seconds if before else 0)) / scratch.seconds
-        found.append(_estimator(name, len(arm.seeds), tau, lost, cost, seconds))
+        found.append(_estimator(name, len(arm.seeds), taus, lost, cost, seconds))
     return found
 
 
-def _estimator(name: str, seeds: int, tau: Any, regret: float, cost: float, seconds: float) -> dict[str, Any]:
+def _estimator(name: str, seeds: int, taus: list[Any], regret: float, cost: float, seconds: float) -> dict[str, Any]:
+    """taus: with the truth on the test pictures, and on those of validation."""
+    tau, elsewhere = taus
     return {
         "name": name,
         "seeds": seeds,
         "tau_mean": tau.mean,
         "tau_ci": [tau.low, tau.high],
+        "tau_validation_truth": elsewhere.mean,
         "regret_mean": float(regret),
         "compute": cost,
         "seconds": seconds,
