@@ -97,7 +97,8 @@ class Study:
 
     @property
     def title(self) -> str:
-        return f"{self.about['space']} on {self.about['dataset']}"
+        of_recipe = "" if self.about["recipe"] == "short" else f", {self.about['recipe']} recipe"
+        return f"{self.about['space']} on {self.about['dataset']}{of_recipe}"
 
     def _optional(self, name: str) -> list[Row]:
         return common.recorded(self.path, name) if (self.path / f"{name}.jsonl").exists() else []
