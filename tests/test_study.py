@@ -154,6 +154,15 @@ def test_variants_are_planned_as_the_method_says():
     assert all(f"`{name}`" in page for name in arms if name not in ("scratch-eighth-of-data",))
 
 
+def test_the_long_recipe_of_mil9_has_the_same_supernet_and_a_longer_truth():
+    short, long = (
+        {arm.name: arm.config for arm in study.arms(study.Options(space="mil9", recipe=recipe), 55_000, 9, 1)}
+        for recipe in ("short", "long")
+    )
+    assert long["supernet"] == short["supernet"]
+    assert long["scratch"] == {**short["scratch"], "epochs": 8, "validate_every": 4}
+
+
 def test_large_spaces_are_sampled():
     from mnas import spaces
 
