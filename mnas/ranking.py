@@ -55,19 +55,21 @@ def _orders(scores: Array) -> Array:
 def agreement(runs: ArrayLike, truth_runs: ArrayLike, seed: int = 0) -> tuple[Array, Interval]:
     """tau of each run with the mean of the truth's runs, and the mean tau.
 
-    Its interval is a percentile bootstrap in which the runs and those of the truth are drawn anew, so that it holds the
-    noise of both.
+    Both are arrays (seeds, networks), or (measurements, seeds, networks) of the same runs measured several times, such
+    as on several sets of pictures: tau is then the mean over measurements. The interval is a percentile bootstrap in
+    which the runs and those of the truth are drawn anew, so that it holds the noise of both.
     """
-    runs, truth_runs = np.asarray(runs, float), np.asarray(truth_runs, float)
-    taus = kendall(runs, truth_runs.mean(0))
-    if len(runs) < 2 or len(truth_runs) < 2:
+    runs, truth_runs = _measured(runs), _measured(truth_runs)
+    taus = kendall(runs, truth_runs.mean(1, keepdims=True)).mean(0)
+    number, number_of_truth = runs.shape[1], truth_runs.shape[1]
+    if number < 2 or number_of_truth < 2:
         return taus, Interval(float(taus.mean()), np.nan, np.nan)
     random = np.random.default_rng(seed)
-    drawn = random.integers(len(runs), size=(RESAMPLES, len(runs)))
-    drawn_truth = random.integers(len(truth_runs), size=(RESAMPLES, len(truth_runs)))
+    drawn = random.integers(number, size=(RESAMPLES, number))
+    drawn_truth = random.integers(number_of_truth, size=(RESAMPLES, number_of_truth))
     means = np.concatenate(
         [  # some at a time, for the memory of all their pairs
-            kendall(runs[drawn[some]], truth_runs[drawn_truth[some]].mean(1)[:, None]).mean(1)
+            kendall(runs[:, drawn[some]], truth_runs[:, drawn_truth[some]].mean(2)[:, :, None]).mean((0, 2))
             for some in np.array_split(np.arange(RESAMPLES), 50)
         ]
     )
@@ -76,20 +78,26 @@ def agreement(runs: ArrayLike, truth_runs: ArrayLike, seed: int = 0) -> tuple[Ar
 
 def ceiling(runs: ArrayLike, truth_runs: ArrayLike | None = None, seed: int = 0) -> tuple[Array, Interval]:
     """tau of each run from scratch with the mean of the others: what seed noise leaves to an estimator that is a run.
-    What has less noise can exceed it. truth_runs: the same runs, measured otherwise, such as on other pictures.
+    What has less noise can exceed it. truth_runs: the same runs, measured otherwise; shapes as for `agreement`.
 
     The interval is a percentile bootstrap over those taus; the truth is not drawn anew, because a run drawn twice would
     be compared with itself. Raises ValueError for a single run.
     """
-    runs = np.asarray(runs, float)
-    truth_runs = runs if truth_runs is None else np.asarray(truth_runs, float)
-    number = len(runs)
+    runs = _measured(runs)
+    truth_runs = runs if truth_runs is None else _measured(truth_runs)
+    number = runs.shape[1]
     if number < 2:
         raise ValueError("a ceiling needs two runs of each network from scratch; train more seeds")
-    others = (truth_runs.sum(0) - truth_runs) / (number - 1)
-    taus = kendall(runs, others)
+    others = (truth_runs.sum(1, keepdims=True) - truth_runs) / (number - 1)
+    taus = kendall(runs, others).mean(0)
     drawn = np.random.default_rng(seed).integers(number, size=(RESAMPLES, number))
     return taus, Interval(float(taus.mean()), *_percentiles(taus[drawn].mean(1)))
+
+
+def _measured(runs: ArrayLike) -> Array:
+    """Runs as (measurements, seeds, networks)."""
+    array = np.asarray(runs, float)
+    return array if array.ndim == 3 else array[None]
 
 
 def _percentiles(means: Array) -> tuple[float, float]:

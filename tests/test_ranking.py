@@ -89,6 +89,20 @@ def test_the_ceiling_leaves_the_run_itself_out():
     # The mean of the others there: [0, 1.5, 1.5], [0, 1, 2] and [0, 1.5, 1.5].
     taus, _ = ranking.ceiling(runs, elsewhere)
     assert taus.tolist() == pytest.approx([2 / 6**0.5, 1, -2 / 6**0.5])
+    both, _ = ranking.ceiling([runs, elsewhere], [elsewhere, runs])
+    assert both == pytest.approx((taus + ranking.ceiling(elsewhere, runs)[0]) / 2)
+
+
+def test_measurements_are_averaged_and_drawn_together():
+    random = np.random.default_rng(0)
+    runs, truth = random.normal(size=(2, 6, 4)), random.normal(size=(2, 5, 4))
+    taus, found = ranking.agreement(runs, truth)
+    each = [ranking.agreement(*pair) for pair in zip(runs, truth, strict=True)]
+    assert taus == pytest.approx((each[0][0] + each[1][0]) / 2)
+    assert found.mean == pytest.approx((each[0][1].mean + each[1][1].mean) / 2)
+    assert ranking.agreement([runs[0]] * 2, [truth[0]] * 2)[1] == each[0][1]  # the same seeds are drawn in both
+    one = ranking.ceiling([truth[0]] * 2)
+    assert one[1] == ranking.ceiling(truth[0])[1]
 
 
 @given(SCORES, st.integers(0, 2**32 - 1))

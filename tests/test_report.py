@@ -110,12 +110,20 @@ def test_the_summary_is_computed_from_the_rows(tmp_path):
     assert numbers["tau_ci"][0] <= numbers["tau_mean"] <= numbers["tau_ci"][1]
     others = [stats.kendalltau(scratch[i], np.delete(scratch, i, 0).mean(0)).statistic for i in range(len(scratch))]
     assert numbers["ceiling_mean"] == pytest.approx(np.mean(others))
-    val = matrix(found, "scratch", "val_top1")
-    elsewhere = {e["name"]: e["tau_validation_truth"] for e in numbers["estimators"]}
-    assert elsewhere["supernet"] == pytest.approx(np.mean([stats.kendalltau(run, val.mean(0))[0] for run in supernet]))
-    others = [stats.kendalltau(scratch[i], np.delete(val, i, 0).mean(0)).statistic for i in range(len(scratch))]
-    assert elsewhere["scratch"] == pytest.approx(np.mean(others))
-    assert elsewhere["multiply-accumulates"] == pytest.approx(stats.kendalltau(range(4), val.mean(0)).statistic)
+    supernet_val, val = matrix(found, "supernet", "val_top1"), matrix(found, "scratch", "val_top1")
+    named = {e["name"]: e for e in numbers["estimators"]}
+    ways = [stats.kendalltau(run, val.mean(0))[0] for run in supernet]
+    ways += [stats.kendalltau(run, truth)[0] for run in supernet_val]
+    assert named["supernet"]["tau_other_pictures"] == pytest.approx(np.mean(ways))
+    ways = [stats.kendalltau(scratch[i], np.delete(val, i, 0).mean(0)).statistic for i in range(len(scratch))]
+    ways += [stats.kendalltau(val[i], np.delete(scratch, i, 0).mean(0)).statistic for i in range(len(scratch))]
+    assert named["scratch"]["tau_other_pictures"] == pytest.approx(np.mean(ways))
+    ways = [stats.kendalltau(range(4), of_pictures)[0] for of_pictures in (val.mean(0), truth)]
+    assert named["multiply-accumulates"]["tau_other_pictures"] == pytest.approx(np.mean(ways))
+    for estimator in named.values():
+        low, high = estimator["tau_other_pictures_ci"]
+        assert low <= estimator["tau_other_pictures"] <= high
+    elsewhere = {n: study_words.shown(e["tau_other_pictures"], *e["tau_other_pictures_ci"]) for n, e in named.items()}
     assert numbers["tau_of_truths"] == pytest.approx(stats.kendalltau(val.mean(0), truth).statistic)
     picks = matrix(found, "supernet", "val_top1").argmax(1)
     assert numbers["regret_mean"] == pytest.approx(np.mean(truth.max() - truth[picks]))
@@ -125,7 +133,7 @@ def test_the_summary_is_computed_from_the_rows(tmp_path):
     page = (tmp_path / "s" / "README.md").read_text()
     assert "- scratch x seed 9: loss is nan" in page
     assert f"{truth[3]:.2f} [" in page
-    assert f"of a supernet {elsewhere['supernet']:.2f}; of one seed from scratch {elsewhere['scratch']:.2f};" in page
+    assert f"of a supernet {elsewhere['supernet']}; of one seed from scratch {elsewhere['scratch']};" in page
 
 
 def test_seeds_that_lack_a_network_are_left_out_of_rankings_and_still_in_the_rows(tmp_path):
@@ -205,13 +213,14 @@ def test_error_bars_never_point_the_wrong_way():
 
 
 def test_one_bad_error_does_not_squeeze_the_others(tmp_path):
-    for errors, scale in (([0.7, 0.9, 1.2], "linear"), ([0.7, 0.9, 28], "log")):
-        with figures.figure(tmp_path / "errors.png", 4) as axes:
-            axes[0].plot(errors)
-            figures.error_axis(axes[0])
-        assert axes[0].get_yscale() == scale
-        assert [ax.get_subplotspec().rowspan.start for ax in axes] == [0, 0, 0, 1]
-    assert "1" in [label.get_text() for label in axes[0].get_yticklabels()]
+    cases = [([0.7, 0.9, 1.2], "linear"), ([0.7, 0.9, 28], "log"), ([0, 0.9, 28], "linear"), ([0, 0], "linear")]
+    with figures.figure(tmp_path / "errors.png", len(cases)) as axes:
+        for ax, (errors, _) in zip(axes, cases, strict=True):
+            ax.errorbar(range(len(errors)), errors, 2)  # ends of bars, below 0 too, are no errors
+            figures.error_axis(ax, errors)
+    assert [ax.get_yscale() for ax in axes] == [scale for _, scale in cases]
+    assert [ax.get_subplotspec().rowspan.start for ax in axes] == [0, 0, 0, 1]
+    assert {"1", "2", "5"} <= {label.get_text() for label in axes[1].get_yticklabels()}
 
 
 def test_what_few_runs_say_is_called_a_range(tmp_path):

@@ -52,7 +52,6 @@ def overview(studies: list[Study]) -> str:
     body = []
     for study in studies:
         found = summary(study)
-        elsewhere = {e["name"]: e["tau_validation_truth"] for e in found["estimators"]}
         body.append(
             [
                 f"[{study.name}](../{study.path}/README.md)",
@@ -61,19 +60,28 @@ def overview(studies: list[Study]) -> str:
                 f"{found['inherited_mean']:.2f}",
                 f"{found['scratch_mean']:.2f}",
                 shown(found["tau_mean"], *found["tau_ci"]),
-                f"{elsewhere['supernet']:.2f}",
+                _elsewhere(found, "supernet"),
                 _ceiling(found),
+                _elsewhere(found, "scratch"),
                 shown(found["regret_mean"], *found["regret_ci"], 3),
                 f"{found['regret_of_chance']:.3f}",
                 str(found["failed_runs"]),
             ]
         )
-    headers = ["study", "networks", "seeds", "inherited, %", "from scratch, %", "tau", "other pictures", "ceiling"]
-    return common.markdown(body, [*headers, "regret, points", "of a random pick", "failed runs"])
+    headers = ["study", "networks", "seeds", "inherited, %", "from scratch, %", "tau", "on other pictures", "ceiling"]
+    return common.markdown(body, [*headers, "on other pictures", "regret, points", "of a random pick", "failed runs"])
 
 
 def _ceiling(found: Summary) -> str:
     return "–" if found["ceiling_mean"] is None else shown(found["ceiling_mean"], *found["ceiling_ci"])
+
+
+def _elsewhere(found: Summary, name: str) -> str:
+    """tau of an estimator on other pictures, in a cell."""
+    named = {e["name"]: e for e in found["estimators"]}
+    if name not in named:
+        return "–"
+    return shown(named[name]["tau_other_pictures"], *named[name]["tau_other_pictures_ci"])
 
 
 def against_first(studies: list[Study]) -> str:

@@ -37,11 +37,11 @@ def bars(means: Any, lows: Any, highs: Any) -> Any:
     return np.clip(np.nan_to_num(np.stack([mean - low, high - mean])), 0, None)
 
 
-def error_axis(ax: Any) -> None:
-    """To be called when all is drawn: where errors differ by more than a factor of 3 the vertical axis is
-    logarithmic, so that a bad run or the first epoch does not squeeze what is of interest."""
-    low, high = ax.dataLim.intervaly
-    if high <= 3 * low:
+def error_axis(ax: Any, errors: Any) -> None:
+    """Where the errors differ by more than a factor of 3 the vertical axis is logarithmic, so that a bad run or the
+    first epoch does not squeeze what is of interest; not with an error of 0, which has no place there."""
+    low, high = np.min(errors), np.max(errors)
+    if not 0 < 3 * low < high:
         return
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))

@@ -40,7 +40,7 @@ class Options:
     data_root: Path = Path("data")
     "Where the data sets other than mnist are, or are downloaded to."
     recipe: Literal["short", "long"] = "short"
-    "short: minutes; long: best accuracy."
+    "short: minutes; long: trained longer (docs/method.md)."
     seeds: Count = 1
     "Supernets, and runs from scratch of each network."
     variants: Annotated[bool, Parameter(negative=())] = False

@@ -148,5 +148,5 @@ def _draw(study: Study, file: Path, arms: list[Arm], taus: dict[str, list[float]
             ax.set_xticks(range(len(arms)), [arm.name.replace("-", "\n") for arm in arms], fontsize=7)
             ax.set_xlim(-0.5, len(arms) - 0.5)
             ax.set_ylabel(label)
-        error_axis(axes[0])
+        error_axis(axes[0], np.concatenate([100 - arm.test.mean(1) for arm in arms]))
         axes[0].set_title(study.title, fontsize=9)

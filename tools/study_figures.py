@@ -77,17 +77,19 @@ def curves(study: Study, file: Path) -> None:
     """Validation error of every network over epochs; mean over seeds, the band is one standard deviation."""
     with figure(file, 2, width=4, height=3.2) as axes:
         for ax, (kind, label) in zip(axes, KINDS, strict=True):
+            means = []
             for i, arch in enumerate(study.archs):
                 rows = [row for row in study.curves if row["kind"] == kind and row["arch"] == arch]
                 epochs = sorted({row["epoch"] for row in rows})
                 values = [[100 - 100 * row["val_top1"] for row in rows if row["epoch"] == epoch] for epoch in epochs]
                 mean, spread = np.array([np.mean(v) for v in values]), np.array([np.std(v) for v in values])
+                means.append(mean)
                 ax.plot(epochs, mean, marker=MARKERS[i % len(MARKERS)], markersize=3, linewidth=1, label=arch)
                 ax.fill_between(epochs, mean - spread, mean + spread, alpha=0.1)
             ax.set_xlabel("epoch")
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.set_title(f"{study.title}, {label}", fontsize=9)
-            error_axis(ax)
+            error_axis(ax, np.concatenate(means))
         axes[0].set_ylabel("validation error, %")
         axes[1].legend(fontsize=7)
 
@@ -129,14 +131,16 @@ def frontier(study: Study, file: Path, estimators: list[dict[str, Any]]) -> None
             ax.errorbar(x, e["tau_mean"], ends, fmt=marker, capsize=2, label=e["name"])
         ax.axvline(0.1, color="black", linewidth=0.8, linestyle=":")
         top = next((e["tau_mean"] for e in estimators if e["name"] == "scratch"), None)
+        aim = "a tenth of the compute"
         if top is not None:
             ax.axhline(0.9 * top, color="black", linewidth=0.8, linestyle=":")
+            aim += ", 90 % of the ceiling"
         ax.set_xscale("log")
         ax.set_xlabel(
             "training compute, to one run from scratch of each network\n(left edge: none; equal ones side by side)"
         )
         ax.set_ylabel("Kendall's tau")
-        ax.set_title(f"{study.title}; dotted: a tenth of the compute, 90 % of the ceiling", fontsize=9)
+        ax.set_title(f"{study.title}; dotted: {aim}", fontsize=9)
         ax.legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
 
 

@@ -179,27 +179,29 @@ def summary(study: Study) -> dict[str, Any]:
 
 def estimators(study: Study) -> list[dict[str, Any]]:
     """How each way of scoring the networks ranks them, and its training compute and seconds, relative to one run from
-    scratch of each network. Its tau is also given with the truth on the validation pictures: what all runs share, the
-    noise of the test pictures, counts as agreement there only."""
+    scratch of each network. On the same pictures, what these say by chance counts as agreement; tau is therefore also
+    given on other pictures: scores on those of the test with the truth on those of validation and the other way round.
+    """
     import numpy as np
 
     from mnas import ranking
 
     scratch = study.arms["scratch"]
     truth = scratch.test.mean(0)
-    pictures = (scratch.test, scratch.val)
+    other_truth = np.stack([scratch.val, scratch.test])  # for scores on test and on validation pictures
     found = []
     for number, name in enumerate(("parameters", "multiply-accumulates")):
         # Twice the same, because costs have no noise of their own: the interval is that of the truth.
         scores = np.array([[study.costs[arch][number] for arch in study.archs]] * 2, float)
-        taus = [ranking.agreement(scores, runs)[1] for runs in pictures]
+        taus = ranking.agreement(scores, scratch.test)[1], ranking.agreement(np.stack([scores] * 2), other_truth)[1]
         found.append(_estimator(name, 1, taus, ranking.regret(scores, truth).mean(), 0.0, 0.0))
     for name, arm in study.arms.items():
+        both = np.stack([arm.test, arm.val])
         if arm is not scratch:
-            taus = [ranking.agreement(arm.test, runs)[1] for runs in pictures]
+            taus = ranking.agreement(arm.test, scratch.test)[1], ranking.agreement(both, other_truth)[1]
             lost = ranking.regret(arm.val, truth).mean()
         elif (number := len(arm.seeds)) > 1:
-            taus = [ranking.ceiling(arm.test, runs)[1] for runs in pictures]
+            taus = ranking.ceiling(arm.test)[1], ranking.ceiling(both, other_truth)[1]
             others = (arm.test.sum(0) - arm.test) / (number - 1)
             lost = np.mean([ranking.regret(*pair) for pair in zip(arm.val, others, strict=True)])
         else:
@@ -211,15 +213,18 @@ def estimators(study: Study) -> list[dict[str, Any]]:
     return found
 
 
-def _estimator(name: str, seeds: int, taus: list[Any], regret: float, cost: float, seconds: float) -> dict[str, Any]:
-    """taus: with the truth on the test pictures, and on those of validation."""
+def _estimator(
+    name: str, seeds: int, taus: tuple[Any, Any], regret: float, cost: float, seconds: float
+) -> dict[str, Any]:
+    """taus: on the same pictures, and on others."""
     tau, elsewhere = taus
     return {
         "name": name,
         "seeds": seeds,
         "tau_mean": tau.mean,
         "tau_ci": [tau.low, tau.high],
-        "tau_validation_truth": elsewhere.mean,
+        "tau_other_pictures": elsewhere.mean,
+        "tau_other_pictures_ci": [elsewhere.low, elsewhere.high],
         "regret_mean": float(regret),
         "compute": cost,
         "seconds": seconds,

@@ -156,14 +156,19 @@ def _what_tau_can_show(study: Study, found: Summary) -> str:
 
 def _other_pictures(study: Study, found: Summary) -> str:
     """What the noise of the test pictures, common to all runs, may have added to agreement."""
-    taus = {e["name"]: e["tau_validation_truth"] for e in found["estimators"]}
-    names = {"supernet": "a supernet", "scratch": "one seed from scratch", "parameters": "the number of parameters"}
-    said = "; ".join(f"of {label} {taus[name]:.2f}" for name, label in names.items() if name in taus)
+    named = {e["name"]: e for e in found["estimators"]}
+    labels = {"supernet": "a supernet", "scratch": "one seed from scratch", "parameters": "the number of parameters"}
+    said = "; ".join(f"of {label} {_elsewhere(named[name])}" for name, label in labels.items() if name in named)
     return (
         "Intervals hold the noise of seeds. All runs are scored on the same pictures, whose noise they share; it "
-        "counts as agreement. With the truth on the validation pictures, fewer than those of the test, tau is: "
-        f"{said}. The means from scratch on the two sets of pictures agree with a tau of {found['tau_of_truths']:.2f}."
+        "counts as agreement. On other pictures (scores on those of the test with the truth on those of validation, "
+        f"and the other way round, on average) tau is: {said}. The means from scratch on the two sets of pictures "
+        f"agree with a tau of {found['tau_of_truths']:.2f}."
     )
+
+
+def _elsewhere(estimator: dict[str, Any]) -> str:
+    return shown(estimator["tau_other_pictures"], *estimator["tau_other_pictures_ci"])
 
 
 def _peaks(study: Study) -> str:
@@ -191,7 +196,7 @@ def _estimators(found: Summary) -> str:
             e["name"],
             str(e["seeds"]),
             shown(e["tau_mean"], *e["tau_ci"]),
-            f"{e['tau_validation_truth']:.2f}",
+            _elsewhere(e),
             f"{e['regret_mean']:.3f}",
             f"{e['compute']:.3f}",
             f"{e['seconds']:.2f}",
@@ -199,11 +204,13 @@ def _estimators(found: Summary) -> str:
         for e in found["estimators"]
     ]
     return (
-        "tau with the mean from scratch; `scratch` itself: one seed with the mean of the others. Other "
-        "pictures: tau of the same scores with the truth on the validation pictures. Compute: "
+        "tau with the mean from scratch; `scratch` itself: one seed with the mean of the others. On "
+        "other pictures: scores and truth on test and validation pictures, both ways round. Compute: "
         "multiply-accumulates of training, and seconds of a shared machine, both relative to one run from scratch of "
         "each network.\n\n"
-        + common.markdown(body, ["estimator", "n", "tau", "other pictures", "regret, points", "compute", "seconds"])
+        + common.markdown(
+            body, ["estimator", "n", "tau", "tau on other pictures", "regret, points", "compute", "seconds"]
+        )
     )
 
 
@@ -222,7 +229,7 @@ def _target(found: Summary) -> str:
     if best is None or best["tau_mean"] <= 0:
         return text
     return (
-        f"{text} Of what trains, and is cheaper than a run from scratch of each, {best['name']} ranks best: tau "
+        f"{text} Of what trains with less compute than a run from scratch of each, {best['name']} ranks best: tau "
         f"{best['tau_mean']:.2f}, {best['tau_mean'] / top:.0%} of the ceiling, at {best['compute']:.2f} of the compute "
         f"and {best['seconds']:.2f} of the seconds."
     )
