@@ -100,6 +100,7 @@ def test_measurements_are_averaged_and_drawn_together():
     each = [ranking.agreement(*pair) for pair in zip(runs, truth, strict=True)]
     assert taus == pytest.approx((each[0][0] + each[1][0]) / 2)
     assert found.mean == pytest.approx((each[0][1].mean + each[1][1].mean) / 2)
+    assert ranking.agreement(runs[::-1], truth[::-1])[1] == pytest.approx(found)
     assert ranking.agreement([runs[0]] * 2, [truth[0]] * 2)[1] == each[0][1]  # the same seeds are drawn in both
     one = ranking.ceiling([truth[0]] * 2)
     assert one[1] == ranking.ceiling(truth[0])[1]

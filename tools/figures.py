@@ -57,6 +57,8 @@ def figure(file: Path, number: int = 1, width: float = 3.6, height: float = 3.0)
     with plt.style.context(["tableau-colorblind10", STYLE]):
         drawn, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
         try:
+            for unused in axes.flat[number:]:
+                unused.remove()
             yield list(axes.flat)[:number]
             file.parent.mkdir(parents=True, exist_ok=True)
             # No version and no date in the file: the same rows give the same picture.

@@ -118,14 +118,21 @@ def taus(study: Study, file: Path) -> None:
         ax.set_title(study.title)
 
 
+def places(computes: list[float]) -> list[float]:
+    """Where ascending costs stand on a logarithmic axis: what costs nothing at the left edge, also of the aim of a tenth,
+    and what costs the same side by side."""
+    free = min(0.1, *(cost for cost in computes if cost)) / 4
+    found = [0.0]
+    for cost in computes:
+        found.append(max(cost or free, 1.12 * found[-1]))
+    return found[1:]
+
+
 def frontier(study: Study, file: Path, estimators: list[dict[str, Any]]) -> None:
-    """tau against the compute of training; what costs nothing stands at the left edge, what costs the same side by
-    side."""
-    free = min(0.1, *(e["compute"] for e in estimators if e["compute"])) / 4
+    """tau against the compute of training."""
+    estimators = sorted(estimators, key=lambda e: e["compute"])
     with figure(file, width=6.4, height=3.8) as (ax,):
-        x = 0.0
-        for number, e in enumerate(sorted(estimators, key=lambda e: e["compute"])):
-            x = max(e["compute"] or free, 1.12 * x)
+        for number, (x, e) in enumerate(zip(places([e["compute"] for e in estimators]), estimators, strict=True)):
             ends = bars([e["tau_mean"]], *([end] for end in e["tau_ci"]))
             marker = MARKERS[number % len(MARKERS)]
             ax.errorbar(x, e["tau_mean"], ends, fmt=marker, capsize=2, label=e["name"])
