@@ -119,8 +119,8 @@ def taus(study: Study, file: Path) -> None:
 
 
 def places(computes: list[float]) -> list[float]:
-    """Where ascending costs stand on a logarithmic axis: what costs nothing at the left edge, also of the aim of a tenth,
-    and what costs the same side by side."""
+    """Where ascending costs stand on a logarithmic axis: what costs nothing at the left edge, left of the aim of a tenth
+    too; what costs the same side by side."""
     free = min(0.1, *(cost for cost in computes if cost)) / 4
     found = [0.0]
     for cost in computes:
