@@ -119,7 +119,7 @@ def taus(study: Study, file: Path) -> None:
 
 
 def places(computes: list[float]) -> list[float]:
-    """Where ascending costs stand on a logarithmic axis: what costs nothing at the left edge, left of the aim of a tenth
+    """Where ascending costs stand on a logarithmic axis: what costs nothing at the left edge, left of a tenth
     too; what costs the same side by side."""
     free = min(0.1, *(cost for cost in computes if cost)) / 4
     found = [0.0]
