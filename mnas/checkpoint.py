@@ -98,6 +98,12 @@ class RunDirectory:
                     f"resume with the same settings or choose another directory"
                 )
 
+    def tidy(self) -> None:
+        """Remove pieces of writes that kill -9 left; for the process that goes on with the run, before it writes."""
+        for name in ("config.json", "checkpoint.pt", "metrics.jsonl", "times.json", "summary.json"):
+            for piece in self.path.glob(f".{name}.*"):
+                piece.unlink(missing_ok=True)
+
     def save(self, state: dict[str, Any]) -> None:
         buffer = io.BytesIO()
         torch.save(_canonical({"format": FORMAT, **state}), buffer)

@@ -225,6 +225,7 @@ def test_one_bad_error_does_not_squeeze_the_others(tmp_path):
     assert [ax.get_yscale() for ax in axes] == [scale for _, scale in cases]
     assert [ax.get_subplotspec().rowspan.start for ax in axes] == [0, 0, 0, 1]
     assert axes[0].figure.axes == axes  # and no empty ones
+    assert axes[0].figure.get_size_inches().tolist() == pytest.approx([3 * 3.6, 2 * 3])
     assert {"1", "2", "5"} <= {label.get_text() for label in axes[1].get_yticklabels()}
 
 
@@ -277,6 +278,35 @@ def test_committed_reports_say_what_their_rows_say(folder, tmp_path, monkeypatch
     assert kept == {key: pytest.approx(v) if isinstance(v, float) else v for key, v in made.items()}
     drawn = [file.stem for file in source.glob("*.png")]
     assert (source / "README.md").read_text() == study_text.page(found, summary(found), drawn)
+
+
+def test_prose_of_the_results_says_what_the_rows_say(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    prose = " ".join((ROOT / "docs" / "results.md").read_text().split())
+    names = ("mil4_mnist", "mil4_mnist_long", "mil9_mnist", "mil9_mnist_long")
+    short, long, nine, longer = (Study(common.Path("results", name)) for name in names)
+
+    def gap(study):
+        arms = (study.arms[name].test.mean(1) for name in ("supernet", "scratch"))
+        return study_words.shown(*ranking.difference(*arms), 3)
+
+    def leads(study, pictures):
+        """How much more networks with one layer in the second stage gain from inheriting than the others, a seed."""
+        one = np.array([arch.endswith("d1") for arch in study.archs])
+        inherited, scratch = (getattr(study.arms[name], pictures) for name in ("supernet", "scratch"))
+        less = inherited - scratch.mean(0)
+        return less[:, one].mean(1) - less[:, ~one].mean(1)
+
+    lowest = min(arm.test.min() for arm in long.arms.values())
+    assert f"of all 80 accuracies the lowest is {lowest:.2f} %" in prose
+    assert f"no longer differ ({gap(long)} points)" in prose
+    assert f"in the short recipe ({gap(short)})" in prose
+    before, after, elsewhere = leads(nine, "test"), leads(longer, "test"), leads(longer, "val")
+    assert f"of the {before.mean():.2f} points that networks with one layer" in prose
+    assert f"lead the others by, {after.mean():.2f} are left" in prose
+    ranges = [f"{found.min():.2f} to {found.max():.2f}" for found in (after, elsewhere)]
+    assert f"({ranges[0]}; on the validation pictures {ranges[1]})" in prose
+    assert np.array_equal(nine.arms["supernet"].test, longer.arms["supernet"].test)
 
 
 def test_pages_show_what_the_studies_say(monkeypatch):

@@ -9,7 +9,7 @@ import common
 import numpy as np
 from figures import MARKERS, bars, figure
 from study_rows import KINDS, Study, summary
-from study_words import ENGLISH, Words, shown
+from study_words import ENGLISH, Words, on_other_pictures, shown
 
 from mnas import ranking
 
@@ -60,9 +60,9 @@ def overview(studies: list[Study]) -> str:
                 f"{found['inherited_mean']:.2f}",
                 f"{found['scratch_mean']:.2f}",
                 shown(found["tau_mean"], *found["tau_ci"]),
-                _elsewhere(found, "supernet"),
+                on_other_pictures(found, "supernet"),
                 _ceiling(found),
-                _elsewhere(found, "scratch"),
+                on_other_pictures(found, "scratch"),
                 shown(found["regret_mean"], *found["regret_ci"], 3),
                 f"{found['regret_of_chance']:.3f}",
                 str(found["failed_runs"]),
@@ -74,14 +74,6 @@ def overview(studies: list[Study]) -> str:
 
 def _ceiling(found: Summary) -> str:
     return "–" if found["ceiling_mean"] is None else shown(found["ceiling_mean"], *found["ceiling_ci"])
-
-
-def _elsewhere(found: Summary, name: str) -> str:
-    """tau of an estimator on other pictures, in a cell."""
-    named = {e["name"]: e for e in found["estimators"]}
-    if name not in named:
-        return "–"
-    return shown(named[name]["tau_other_pictures"], *named[name]["tau_other_pictures_ci"])
 
 
 def against_first(studies: list[Study]) -> str:

@@ -63,6 +63,8 @@ def train(run: Run, report: Report, data_root: Path, checkpoint_every: int) -> N
     with common.user_input():
         if (run.path / "config.json").exists():
             directory.check_config(run.config)
+            with common.writing(directory.path):
+                directory.tidy()
         else:
             directory.create(run.config)
     data = load(run.config, data_root)

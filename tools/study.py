@@ -67,18 +67,16 @@ ABOUT = ("space", "dataset", "recipe", "seeds", "variants", "networks", "seed", 
 
 # Chosen on validation accuracy of single seeds; docs/method.md.
 MIL9: Settings = {"batch_size": 64, "lr": 0.15, "precision": "bf16"}
+MIL9_SUPERNET = MIL9 | {"epochs": 15, "sampler": "fair"}
 RECIPES: dict[tuple[str, str], dict[str, Settings]] = {
     ("mil4", "short"): {"supernet": {"epochs": 4}, "scratch": {"epochs": 2}},
     ("mil4", "long"): {
         "supernet": {"epochs": 20, "augment": "shift", "precision": "bf16", "validate_every": 5},
         "scratch": {"epochs": 10, "augment": "shift", "precision": "bf16", "validate_every": 5},
     },
-    ("mil9", "short"): {"supernet": MIL9 | {"epochs": 15, "sampler": "fair"}, "scratch": MIL9 | {"epochs": 2}},
+    ("mil9", "short"): {"supernet": MIL9_SUPERNET, "scratch": MIL9 | {"epochs": 2}},
     # The same supernet, and a truth for which two epochs may have been too short.
-    ("mil9", "long"): {
-        "supernet": MIL9 | {"epochs": 15, "sampler": "fair"},
-        "scratch": MIL9 | {"epochs": 8, "validate_every": 4},
-    },
+    ("mil9", "long"): {"supernet": MIL9_SUPERNET, "scratch": MIL9 | {"epochs": 8, "validate_every": 4}},
 }
 FINE_TUNING = {"lr": 0.01}
 

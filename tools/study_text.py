@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import common
 import study_arms
 from study_rows import KINDS
-from study_words import ENGLISH, shown
+from study_words import ENGLISH, on_other_pictures, shown
 from tabulate import tabulate
 
 from mnas import ranking
@@ -56,7 +56,7 @@ def page(study: Study, found: Summary, figures: list[str]) -> str:
         "## Ranking",
         ENGLISH.ranking(found),
         _what_tau_can_show(study, found),
-        _other_pictures(study, found),
+        _other_pictures(found),
         "![tau of each supernet, and of each seed from scratch](ranking.png)",
         "![inherited against scratch accuracy](scatter.png)",
     ]
@@ -154,21 +154,17 @@ def _what_tau_can_show(study: Study, found: Summary) -> str:
     return text
 
 
-def _other_pictures(study: Study, found: Summary) -> str:
+def _other_pictures(found: Summary) -> str:
     """What the noise of the test pictures, common to all runs, may have added to agreement."""
-    named = {e["name"]: e for e in found["estimators"]}
+    names = [e["name"] for e in found["estimators"]]
     labels = {"supernet": "a supernet", "scratch": "one seed from scratch", "parameters": "the number of parameters"}
-    said = "; ".join(f"of {label} {_elsewhere(named[name])}" for name, label in labels.items() if name in named)
+    said = "; ".join(f"of {label} {on_other_pictures(found, name)}" for name, label in labels.items() if name in names)
     return (
         "Intervals hold the noise of seeds. All runs are scored on the same pictures, whose noise they share; it "
         "counts as agreement. On other pictures (scores on those of the test with the truth on those of validation, "
         f"and the other way round, on average) tau is: {said}. The means from scratch on the two sets of pictures "
         f"agree with a tau of {found['tau_of_truths']:.2f}."
     )
-
-
-def _elsewhere(estimator: dict[str, Any]) -> str:
-    return shown(estimator["tau_other_pictures"], *estimator["tau_other_pictures_ci"])
 
 
 def _peaks(study: Study) -> str:
@@ -196,7 +192,7 @@ def _estimators(found: Summary) -> str:
             e["name"],
             str(e["seeds"]),
             shown(e["tau_mean"], *e["tau_ci"]),
-            _elsewhere(e),
+            on_other_pictures(found, e["name"]),
             f"{e['regret_mean']:.3f}",
             f"{e['compute']:.3f}",
             f"{e['seconds']:.2f}",

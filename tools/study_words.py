@@ -51,6 +51,14 @@ def shown(mean: float, low: float | None, high: float | None, digits: int = 2) -
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def on_other_pictures(found: Summary, name: str) -> str:
+    """tau of an estimator on other pictures with its interval, if it is there."""
+    for estimator in found["estimators"]:
+        if estimator["name"] == name:
+            return shown(estimator["tau_other_pictures"], *estimator["tau_other_pictures_ci"])
+    return "–"
+
+
 ENGLISH = Words(
     caption="Test top-1 of the {networks} networks of `{space}` on {dataset}, %: mean and 95 % interval over seeds.",
     headers=("network", "inherited", "from scratch", "parameters", "MACs"),
