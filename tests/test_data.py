@@ -1,7 +1,10 @@
 """Data: the embedded MNIST is MNIST, the split is fixed, and what is missing or damaged is said."""
 
+import bz2
 import gzip
 import hashlib
+import lzma
+import os
 import re
 import shutil
 import struct
@@ -92,7 +95,7 @@ def test_torchvision_sets_are_read_from_the_files_that_the_error_names(dataset, 
     assert loaded.test.labels.shape == (20,)
     first = Path(folder) / files.split(", ")[0]
     first.write_bytes(first.read_bytes()[:-100])
-    with pytest.raises(data.DataError, match="cannot load"):
+    with pytest.raises(data.DataError, match=rf"{first.name} holds .* bytes of data, its header says"):
         data.load(dataset, tmp_path)
 
 
@@ -115,6 +118,7 @@ def test_real_fashion_mnist(tmp_path):
     reference = datasets.FashionMNIST(tmp_path, train=False)
     assert loaded.test.labels.tolist() == reference.targets.tolist()
     assert loaded.test.images[0].amax() > 1
+    assert loaded.verified
 
 
 def test_shifted_pictures_move_each_its_own_way():
@@ -135,3 +139,164 @@ def test_the_border_goes_on_outside():
     rows = {tuple(row) for _ in range(50) for row in data.shifted(images, 1)[0, 0].tolist()}
     assert (0.0, 0.0, 1.0) in rows
     assert (7.0, 8.0, 8.0) in rows
+
+
+def fashion(root, train=(60, 60), test=(20, 20), seed=0, **changes):
+    """Random files under the names of Fashion-MNIST; returns their folder. changes: a function of one array, by name
+    with underscores for dashes."""
+    random, raw = np.random.default_rng(seed), root / "FashionMNIST" / "raw"
+    for part, (images, labels) in (("train", train), ("t10k", test)):
+        arrays = {
+            f"{part}-images-idx3-ubyte": random.integers(256, size=(images, 28, 28), dtype=np.uint8),
+            f"{part}-labels-idx1-ubyte": random.integers(10, size=labels, dtype=np.uint8),
+        }
+        for name, array in arrays.items():
+            change = changes.get(name.split("-ubyte")[0].replace("-", "_"), lambda array: array)
+            write_idx(raw / name, change(array))
+    return raw
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch, no_network):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    fashion(tmp_path / "data")
+    assert len(data.load("fashion-mnist", "~/data").test) == 20
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".xz", lzma.compress), (".bz2", bz2.compress)])
+def test_packed_files_are_the_same_data(suffix, pack, tmp_path, no_network):
+    raw = fashion(tmp_path)
+    plain = data.load("fashion-mnist", tmp_path)
+    assert (plain.verified, len(plain.sha256)) == (False, 64)
+    for file in list(raw.iterdir()):
+        file.with_name(file.name + suffix).write_bytes(pack(file.read_bytes()))
+        file.unlink()
+    packed = data.load("fashion-mnist", tmp_path)
+    assert packed.found == plain.found
+    assert torch.equal(packed.train.images, plain.train.images)
+    file = raw / f"train-images-idx3-ubyte{suffix}"
+    for content in (file.read_bytes()[:-40], b"x" * 100, b"", pack(b"<html>")):
+        file.write_bytes(content)
+        with pytest.raises(data.DataError, match=r"train-images-idx3-ubyte\.\w+"):
+            data.load("fashion-mnist", tmp_path)
+
+
+def test_other_content_is_another_digest(tmp_path, no_network):
+    found = []
+    for seed in (0, 1):
+        fashion(tmp_path / str(seed), seed=seed)
+        found.append(data.load("fashion-mnist", tmp_path / str(seed)).sha256)
+    assert len({*found, data.load("mnist").sha256}) == 3
+    assert data.load("mnist").verified
+
+
+HEADER = struct.Struct(">HBB3I")
+BROKEN = {
+    "truncated": (lambda b: b[:-1000], "holds 46,040 bytes of data, its header says 47,040; restore it"),
+    "too long": (lambda b: b + b"x", "holds more bytes of data, its header says 47,040; restore it"),
+    "empty": (lambda b: b"", "is no IDX file of images or labels: it begins with b''"),
+    "still packed": (gzip.compress, "is no IDX file of images or labels"),
+    "an error page": (lambda b: b"<html>503</html>", "is no IDX file of images or labels: it begins with b'<htm'"),
+    "cut in the header": (lambda b: b[:10], "ends within its header"),
+    "of another type": (lambda b: b"\0\0\x0d" + b[3:], "is no IDX file of images or labels"),
+    "labels": (lambda b: b[:3] + b"\1" + b[4:8] + b[16:76], r"has the shape \(60,\), expected \(N, 28, 28\)"),
+    "of another size": (
+        lambda b: HEADER.pack(0, 8, 3, 60, 27, 28) + b[16 : 16 + 60 * 27 * 28],
+        r"has the shape \(60, 27, 28\)",
+    ),
+    "a bomb": (lambda b: HEADER.pack(0, 8, 3, 2**32 - 1, 2**31, 28), "claims to hold .* bytes, expected 2,147,483,648"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_file_that_is_there_and_wrong_is_named_with_what_is_wrong(case, tmp_path, no_network):
+    change, message = BROKEN[case]
+    file = fashion(tmp_path) / "train-images-idx3-ubyte"
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(data.DataError, match=rf"train-images-idx3-ubyte {message}") as caught:
+        data.load("fashion-mnist", tmp_path)
+    assert "put" not in str(caught.value)
+
+
+def test_pipes_and_devices_are_refused_and_not_waited_for(tmp_path, no_network):
+    for number, make in enumerate((os.mkfifo, lambda file: file.symlink_to("/dev/zero"), Path.mkdir)):
+        file = fashion(tmp_path / str(number)) / "t10k-labels-idx1-ubyte"
+        file.unlink()
+        make(file)
+        with pytest.raises(data.DataError, match="t10k-labels-idx1-ubyte"):
+            data.load("fashion-mnist", tmp_path / str(number))
+
+
+def blank(array):
+    return np.zeros_like(array)
+
+
+IMPOSSIBLE = {
+    "labels": ({"train_labels_idx1": lambda a: a + 1}, "train-labels-idx1-ubyte has the label 10, expected 0 to 9"),
+    "test labels": ({"t10k_labels_idx1": lambda a: a + 200}, "t10k-labels-idx1-ubyte has the label 20"),
+    "number": ({"train": (60, 59)}, "train-images-idx3-ubyte has 60 images, train-labels-idx1-ubyte 59 labels"),
+    "blank": ({"train_images_idx3": blank}, "train-images-idx3-ubyte: 60 of 60 images are blank"),
+    "blank test": ({"t10k_images_idx3": blank}, "t10k-images-idx3-ubyte: 20 of 20 images are blank"),
+    "one image": ({"train": (1, 1)}, "train-images-idx3-ubyte has 1 images, expected 3 at least"),
+    "two images": ({"train": (2, 2)}, "train-images-idx3-ubyte has 2 images, expected 3 at least"),
+    "no test": ({"test": (0, 0)}, "t10k-images-idx3-ubyte has 0 images, expected 1 at least"),
+    "one label": ({"train_labels_idx1": lambda a: a * 0 + 3}, "train-labels-idx1-ubyte has no other label than 3"),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_what_no_data_set_can_be_is_refused(case, tmp_path, no_network):
+    changes, message = IMPOSSIBLE[case]
+    fashion(tmp_path, **changes)
+    with pytest.raises(data.DataError, match=message):
+        data.load("fashion-mnist", tmp_path)
+
+
+def test_test_images_that_were_trained_on_are_refused(tmp_path, no_network):
+    raw = fashion(tmp_path)
+    images = data.read_idx(raw / "train-images-idx3-ubyte")[0]
+    write_idx(raw / "t10k-images-idx3-ubyte", images[5:25])
+    with pytest.raises(data.DataError, match=r"20 of the 20 images of .*t10k-images-idx3-ubyte are in train-images"):
+        data.load("fashion-mnist", tmp_path)
+
+
+def test_few_images_are_split_into_parts_that_are_not_empty(tmp_path, no_network):
+    for number in range(3, 9):
+        fashion(tmp_path / str(number), train=(number, number), test=(1, 1))
+        loaded = data.load("fashion-mnist", tmp_path / str(number))
+        assert len(loaded.train) >= 2
+        assert len(loaded.validation) >= 1
+        assert loaded.train.images.isfinite().all()
+
+
+def test_a_known_set_with_another_content_is_refused(tmp_path, monkeypatch, no_network):
+    """Sixty thousand images under the name of Fashion-MNIST claim to be it."""
+    raw = fashion(tmp_path, train=(60_000, 60_000), test=(10_000, 10_000))
+    with pytest.raises(data.DataError, match="train-images-idx3-ubyte is not that of fashion-mnist: SHA-256"):
+        data.load("fashion-mnist", tmp_path)
+    names = [f"{part}-{what}" for part in ("train", "t10k") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    digests = [hashlib.sha256((raw / name).read_bytes()).hexdigest() for name in names]
+    monkeypatch.setitem(data.PUBLISHED, "fashion-mnist", digests)
+    assert data.load("fashion-mnist", tmp_path).verified
+    labels = bytearray((raw / "t10k-labels-idx1-ubyte").read_bytes())
+    labels[100] ^= 1
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(labels)
+    with pytest.raises(data.DataError, match="t10k-labels-idx1-ubyte is not that of fashion-mnist"):
+        data.load("fashion-mnist", tmp_path)
+
+
+def test_splits_fit_together():
+    images, labels = torch.zeros(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
+    assert len(data.Split(images, labels).first(2)) == 2
+    for wrong, message in [
+        ((images, labels[:2]), r"images of \(3, 1, 4, 4\) and labels of \(2,\)"),
+        ((images[0], labels), "expected .* and"),
+        ((images.int(), labels), "images of torch.int32"),
+        ((images, labels.float()), "labels of torch.float32"),
+        ((images.numpy(), labels), "images of a split are a ndarray"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            data.Split(*wrong)
+    with pytest.raises(ValueError, match="the first 0 images of a split are none"):
+        data.Split(images, labels).first(0)
