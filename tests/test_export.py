@@ -12,7 +12,7 @@ from conftest import batches, randomise
 from torch import nn
 
 import mnas
-from mnas.export import source
+from mnas.source import source
 
 
 def test_exported_modules_are_plain_compact_and_independent(small):
@@ -129,7 +129,7 @@ def test_source_keeps_layers_that_are_used_twice_and_a_root_of_its_own():
 
 UNWRITABLE = {
     "settings": (nn.Sequential(nn.AvgPool2d(2, ceil_mode=True)), "does not show ceil_mode"),
-    "padding": (nn.Sequential(nn.Conv2d(1, 1, 3, padding="same")), "would not run"),
+    "padding": (nn.Sequential(nn.Conv2d(1, 1, 3, padding="same")), "no call of a layer of torch with plain values"),
     "names": (nn.Sequential(OrderedDict(first=nn.ReLU())), "must have no names of their own"),
     "root": (nn.Linear(1, 1), "of a Linear; put it into a nn.Sequential"),
     "dtype": (nn.Sequential(nn.Linear(1, 1)).double(), "in torch.float64; take model.float()"),

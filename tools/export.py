@@ -59,14 +59,15 @@ def main(options: Options) -> None:
     import torch
 
     import mnas
-    from mnas import data
-    from mnas.checkpoint import write_json
-    from mnas.export import compact, source
+    from mnas import data, files
+    from mnas.export import compact
     from mnas.recalibrate import recalibrate
+    from mnas.source import source
     from mnas.train import BN_IMAGES
 
     common.configure_runtime(options.threads or common.default_threads())
     run = common.open_run(options.checkpoint)
+    run.say_if_unfinished()
     if options.arch == "all":
         raise Failure("--arch all: one network is exported at a time; give a name or random", status=2)
     (arch,) = run.archs(options.arch, options.seed)
@@ -89,17 +90,22 @@ def main(options: Options) -> None:
         f"{arch} of the search space {run.space.name}, trained on {dataset} ({mode}, seed {run.config['seed']}).",
         f"Input: float32 (B, {', '.join(map(str, run.space.input_shape))}), pixels / 255, then normalised to mean 0 "
         f"and\nstandard deviation 1 over the training images (MNIST: - 0.1307, / 0.3081). Output: logits (B, 10).\n"
-        f"{price.params:,} parameters, {price.macs:,} multiply-accumulates a picture. Exported by mnas.",
+        f"{price.params:,} parameters, {price.macs:,} multiply-accumulates an image. Exported by mnas.",
+        verified=True,
     )
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=options.out.parent, prefix=f".{options.out.name}.") as scratch:
             folder = Path(scratch) / "export"
             folder.mkdir()
-            (folder / "model.py").write_text(text)
+            (folder / "model.py").write_text(text, encoding="utf-8", newline="\n")
             torch.save(network.state_dict(), folder / "weights.pt")
+            digests = {n: files.Version.of((folder / n).read_bytes()).sha256 for n in ("model.py", "weights.pt")}
+            about = {"arch": arch, "dataset": dataset, "bn": bn, "sha256": digests}
+            verification = folder / "verification.json"
+            files.write_atomically(verification, files.dumps(about))  # for the import below
             report = _verify(_import_model(folder), trained, _executions(run), test.images, test.labels)
-            write_json(folder / "verification.json", {"arch": arch, "dataset": dataset, "bn": bn, **report})
+            files.write_atomically(verification, files.dumps({**about, **report}, indent=2) + "\n")
             if not report["agrees"]:
                 raise Failure(f"the exported network disagrees with the trained one: {report}; nothing was written")
             if options.out.exists():
