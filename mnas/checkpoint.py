@@ -1,183 +1,263 @@
-"""A run directory: what a run was asked to do, what it has reached, and nothing half-written.
+"""A run directory: what a run was asked to do, what it has reached, and nothing half-written or damaged.
 
-config.json     settings and environment, written once
+config.json     settings, data and environment, written once
 checkpoint.pt   everything a bit-identical continuation needs; loads with weights_only=True
 metrics.jsonl   one JSON object a line: a network after an epoch
 times.json      seconds so far; apart, because it alone differs between two identical runs
 summary.json    the result; its presence means that the run is finished
+manifest.json   the digests of these files, which are compared before a file is used
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
-import json
 import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-FORMAT = "mnas-run-1"
+from mnas import files
+from mnas.files import Folder, FolderError, checked, dumps, parse, plain_number
+from mnas.schema import Config, Metrics, Settings, Summary, Times
 
-
-class RunError(ValueError):
-    """The run directory cannot be used as asked; the message says why and what to do."""
-
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """The file holds either what it held before or all of the content, whenever the machine stops."""
-    content = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # or the rename itself may be lost
-    finally:
-        os.close(directory)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, json.dumps(value, indent=2) + "\n")
+FORMAT = "mnas-run-2"  # 1 had no digests
+PACKAGES = ("mnas", "torchvision", "numpy")
 
 
 class RunDirectory:
-    """One run on disk. Raises RunError where a file is missing, damaged or of another run."""
+    """One run on disk. Raises FolderError where a file is missing, damaged or of another run.
+
+    Whoever writes holds `lock` meanwhile; reading needs none, also beside a process that trains.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        self._folder = Folder(self.path, FORMAT)
+        self._config: bytes | None = None
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Keep every other process from writing into this directory, which exists."""
+        return self._folder.lock()
+
+    @property
+    def begun(self) -> bool:
+        return "config.json" in self._folder.names()
 
     @property
     def finished(self) -> bool:
-        return (self.path / "summary.json").exists()
+        return "summary.json" in self._folder.names()
 
-    def create(self, config: dict[str, Any]) -> None:
-        """Make the directory. An existing one must be empty."""
-        if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path} is a file; give --out a directory")
-        if self.path.exists() and any(not file.name.startswith(".") for file in self.path.iterdir()):
-            raise RunError(f"{self.path} is not empty; --resume continues a run, another --out starts a new one")
+    @contextlib.contextmanager
+    def new(self) -> Iterator[None]:
+        """Make the directory, which must not be there or be empty, and lock it for the block."""
+        self._check_empty()
+        with contextlib.ExitStack() as stack:
+            with self._making():
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(self.lock())
+            self._check_empty()  # another process may have been faster
+            yield
+
+    def create(self, config: dict[str, Any], data: dict[str, Any] | None = None) -> None:
+        """Begin a run in a new or empty directory. data: what is known of its data set, as `schema.DataFound`."""
+        with self.new(), self._making():
+            self._folder.write({"config.json": _json({**config, "data": data, "environment": environment()})})
+
+    @contextlib.contextmanager
+    def _making(self) -> Iterator[None]:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.path / "config.json", {**config, "environment": environment()})
+            yield
         except OSError as error:
-            raise RunError(
+            raise FolderError(
                 f"cannot write to {self.path} ({error.strerror}); give --out a writable directory"
             ) from error
 
+    def _check_empty(self) -> None:
+        """What a kill leaves of the very first write counts as nothing."""
+        if self.path.exists() and not self.path.is_dir():
+            raise FolderError(f"{self.path} is a file; give --out a directory")
+        found = {file.name for file in self.path.iterdir()} if self.path.exists() else set()
+        found = {name for name in found if not name.startswith(".")}
+        if found and (found != {files.MANIFEST} or not self._folder.unwritten()):
+            raise FolderError(f"{self.path} is not empty; --resume continues a run, another --out starts a new one")
+
     def config(self) -> dict[str, Any]:
-        """The settings of the run, without its environment."""
-        config = self._read_json("config.json")
-        config.pop("environment", None)
+        """The settings of the run, without its environment and data."""
+        config = self._settings()
+        checked(config, Settings, self.path / "config.json")
         return config
 
     def environment(self) -> dict[str, Any]:
-        return self._read_json("config.json").get("environment", {})
+        return self._read_config()["environment"]
+
+    def data(self) -> dict[str, Any] | None:
+        """What was known of the data set when the run was begun."""
+        return self._read_config()["data"]
 
     def check_config(self, config: dict[str, Any]) -> None:
-        """Raise RunError unless the run was begun with these settings."""
-        stored = self.config()
+        """Raise FolderError unless the run was begun with these settings."""
+        stored = self._settings()
         for key in {**stored, **config}:
             if stored.get(key) != config.get(key):
                 flag = "--" + key.replace("_", "-")
-                raise RunError(
+                raise FolderError(
                     f"{self.path} was begun with {flag} {stored.get(key)}, not {config.get(key)}; "
                     f"resume with the same settings or choose another directory"
                 )
 
-    def tidy(self) -> None:
-        """Remove pieces of writes that kill -9 left; for the process that goes on with the run, before it writes."""
-        for name in ("config.json", "checkpoint.pt", "metrics.jsonl", "times.json", "summary.json"):
-            for piece in self.path.glob(f".{name}.*"):
-                piece.unlink(missing_ok=True)
+    def recover(self) -> None:
+        """Remove what kill -9 left of writes, and compare every file with its digest; before a run goes on."""
+        self._folder.recover()
 
-    def save(self, state: dict[str, Any]) -> None:
+    def save(
+        self, state: dict[str, Any], rows: Iterable[dict[str, Any]] | None = None, seconds: float | None = None
+    ) -> None:
+        """A checkpoint, and with it the metrics and the seconds of training so far. One transaction."""
         buffer = io.BytesIO()
-        torch.save(_canonical({"format": FORMAT, **state}), buffer)
-        write_atomically(self.path / "checkpoint.pt", buffer.getvalue())
+        torch.save(_canonical({"format": FORMAT, "run": self._identity(), **state}), buffer)
+        self._folder.write({"checkpoint.pt": buffer.getvalue(), **self._beside(rows, seconds)})
+
+    def _beside(self, rows: Iterable[dict[str, Any]] | None, seconds: float | None) -> dict[str, str | bytes]:
+        contents: dict[str, str | bytes] = {"config.json": self._config_bytes()}  # in case somebody has removed it
+        if rows is not None:
+            contents["metrics.jsonl"] = files.lines(rows)
+        if seconds is not None:
+            contents["times.json"] = _json({"train_seconds": seconds})
+        return contents
 
     def load(self) -> dict[str, Any] | None:
         """The last checkpoint; None if the run was stopped before its first."""
-        file = self.path / "checkpoint.pt"
-        if not file.exists():
+        if "checkpoint.pt" not in self._folder.listed():
+            if (self.path / "checkpoint.pt").exists():
+                raise FolderError(f"{self.path / 'checkpoint.pt'} was not written by this run; remove or restore it")
             return None
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except OSError as error:
-            raise RunError(f"cannot read {file} ({error.strerror})") from error
-        except Exception as error:  # a damaged archive fails in many ways
-            raise RunError(f"{file} is damaged or no checkpoint ({type(error).__name__}); restore it") from error
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise RunError(f"{file} is not a checkpoint of this version of mnas ({FORMAT}); restore it")
+            content = self._folder.read("checkpoint.pt")
+        except files.NotYet:
+            return None
+        except files.OtherContent as error:
+            raise FolderError(f"{self.path / 'checkpoint.pt'} {self._kind(error.content)}; restore it") from error
+        try:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception as error:  # an archive that was written wrong fails in many ways
+            raise FolderError(f"{self.path / 'checkpoint.pt'} cannot be loaded ({error}); restore it") from error
+        if not isinstance(state, dict) or (state.get("format"), state.get("run")) != (FORMAT, self._identity()):
+            raise FolderError(f"{self.path / 'checkpoint.pt'} {self._kind(content)}; restore it")
         return state
 
+    def _kind(self, content: bytes | None) -> str:
+        """What a checkpoint is that this run has not written, by the names in its bytes: nothing of it is unpacked."""
+        found = re.search(rb"mnas-run-\d+", content or b"")
+        if found is None:
+            return "is damaged or no checkpoint of mnas"
+        if found[0].decode() != FORMAT:
+            return f"is a checkpoint of another version of mnas ({found[0].decode()}, expected {FORMAT})"
+        if self._identity()["id"].encode() not in content:
+            return "is a checkpoint of another run"
+        return "is damaged, or of another moment of this run"
+
+    def _identity(self) -> dict[str, str]:
+        """Of the run: id is the digest of config.json, so that identical runs have identical files; settings is that
+        of the settings alone."""
+        settings = dumps(dict(sorted(self._settings().items())))
+        return {
+            "id": hashlib.sha256(self._config_bytes()).hexdigest(),
+            "settings": hashlib.sha256(settings.encode()).hexdigest(),
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The metrics up to the last checkpoint."""
+        return files.parse_lines(self._folder.read("metrics.jsonl"), Metrics, self.path / "metrics.jsonl")
+
     def write_rows(self, rows: Iterable[dict[str, Any]]) -> None:
-        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        self._folder.write(self._beside(rows, None))
 
     def seconds(self) -> float:
         """Seconds of training up to the last checkpoint."""
-        file = self.path / "times.json"
-        return float(self._read_json("times.json")["train_seconds"]) if file.exists() else 0.0
+        if "times.json" not in self._folder.names():
+            return 0.0
+        return float(self._json("times.json", Times)["train_seconds"])
 
     def write_seconds(self, seconds: float) -> None:
-        write_json(self.path / "times.json", {"train_seconds": seconds})
+        self._folder.write(self._beside(None, seconds))
 
     def summary(self) -> dict[str, Any]:
-        return self._read_json("summary.json")
+        return self._json("summary.json", Summary)
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        write_json(self.path / "summary.json", summary)
+    def finish(
+        self, summary: dict[str, Any], rows: Iterable[dict[str, Any]] | None = None, seconds: float | None = None
+    ) -> None:
+        """The result; with it the metrics once more, in case a kill came between a checkpoint and its metrics."""
+        self._folder.write({**self._beside(rows, seconds), "summary.json": _json(summary)})
 
-    def _read_json(self, name: str) -> dict[str, Any]:
-        file = self.path / name
-        try:
-            value = json.loads(file.read_text())
-        except OSError as error:
-            raise RunError(f"{self.path} is not a run directory: {name} {error.strerror}") from error
-        except ValueError as error:
-            raise RunError(f"{file} is damaged ({error}); restore it") from error
-        if not isinstance(value, dict):
-            raise RunError(f"{file} holds no JSON object; restore it")
+    def _settings(self) -> dict[str, Any]:
+        return {k: v for k, v in self._read_config().items() if k not in ("environment", "data")}
+
+    def _read_config(self) -> dict[str, Any]:
+        file = self.path / "config.json"
+        config = parse(self._config_bytes(), dict, file)
+        checked(config, Config, file)
+        return config
+
+    def _config_bytes(self) -> bytes:
+        if self._config is None:
+            if "config.json" not in self._folder.names():
+                older = (self.path / "config.json").exists()
+                why = "an older mnas or another program wrote its config.json" if older else "it has no config.json"
+                raise FolderError(f"{self.path} is not a run directory: {why}")
+            self._config = self._folder.read("config.json")
+        return self._config
+
+    def _json(self, name: str, kind: Any) -> dict[str, Any]:
+        value = parse(self._folder.read(name), dict, self.path / name)
+        checked(value, kind, self.path / name)
         return value
 
 
-def _canonical(value: Any) -> Any:
-    """Equal values in equal bytes. Pickle writes a string that it has met before as a reference if it is the same
-    object; after a resume equal strings are other objects than in an uninterrupted run, unless they are interned."""
-    if isinstance(value, str):
-        return sys.intern(value)
+def _json(value: Any) -> str:
+    return dumps(value, indent=2) + "\n"
+
+
+def _canonical(value: Any, where: str = "the checkpoint") -> Any:
+    """Equal values in equal bytes, of types that torch's weights_only reader knows; raises ValueError for others.
+
+    Pickle writes a string that it has met before as a reference if it is the same object; after a resume equal strings
+    are other objects than in an uninterrupted run, unless they are interned.
+    """
     if isinstance(value, dict):
-        return {_canonical(key): _canonical(item) for key, item in value.items()}
+        return {_canonical(key): _canonical(item, f"{where}[{key!r}]") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_canonical(item) for item in value)
-    return value
+        kind = list if isinstance(value, list) else tuple
+        return kind(_canonical(item, f"{where}[{number}]") for number, item in enumerate(value))
+    value = plain_number(value)
+    if isinstance(value, str):
+        return sys.intern(str(value))
+    if value is None or isinstance(value, (bool, int, float, bytes, Tensor, torch.dtype, torch.device)):
+        return value
+    raise ValueError(f"{where} is a {type(value).__name__}, which could not be loaded again; expected tensors, numbers")
 
 
 def environment() -> dict[str, Any]:
-    """What else a number depends on: versions, processor, threads, the code's commit."""
-    packages = ("mnas", "torchvision", "numpy")
+    """What else a number depends on: versions, processor, threads, the code's commit; None where it is unknown."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        **{package: _version(package) for package in packages},
+        **{package: _version(package) for package in PACKAGES},
         "system": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(Path(__file__).parent),
     }
 
 
@@ -196,9 +276,20 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+def git_commit(package: Path) -> str | None:
+    """The commit of a package's code, "-dirty" behind it if the code differs. None where the package is not tracked by
+    the repository that it lies in, as one that was installed below a user's project."""
+    # A hook or a rebase sets these, and they would lead git to the repository of the user.
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+
+    def git(*command: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(package), *command], capture_output=True, text=True, timeout=10, check=True, env=clean
+        )
+        return done.stdout.strip()
+
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*")
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None

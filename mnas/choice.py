@@ -7,6 +7,7 @@ candidate is in it is a region (mnas/merge.py), and everything else follows from
 from __future__ import annotations
 
 import copy
+import json
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -14,10 +15,13 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.weight_norm import WeightNorm
 
 from mnas import masking
+from mnas.enclosing import fits, misfit, shape_misfit
 from mnas.masking import Region
 from mnas.merge import embed, merge
 
@@ -46,8 +50,11 @@ class Choice(nn.Module):
     statistics of BatchNorm, which differ between candidates of different depth or width. () shares them, too, and
     ("*bn*",) keeps all tensors of layers of that name apart, the affine parameters as well.
 
-    Raises ValueError for candidates that cannot be merged: none, badly named, tied, mixed in dtype or device, nested
-    ones without a common centre.
+    A state dict names the candidates, under "_extra_state": weights are loaded into the same candidates in
+    the same order, or not at all.
+
+    Raises ValueError for candidates that cannot be merged: none, badly named, tied, mixed in dtype or device,
+    not to be copied, writing into their weights, nested ones without a common centre.
     """
 
     def __init__(
@@ -59,10 +66,13 @@ class Choice(nn.Module):
     ) -> None:
         super().__init__()
         candidates = _named(candidates)
+        if not isinstance(nested, bool):
+            raise ValueError(f"nested={nested!r}; expected True or False")
         if not candidates:
             raise ValueError('a Choice has no candidates; give at least one, as in Choice({"conv3x3": nn.Conv2d(...)})')
         for name, candidate in candidates.items():
             _check_candidate(name, candidate)
+        _check_devices(candidates)
         self.names = tuple(candidates)
         self.nested = nested
         self._description = "\n".join(f"({name}): {module!r}" for name, module in candidates.items())
@@ -74,7 +84,7 @@ class Choice(nn.Module):
         self._parameter_names = self._merge(candidates, nn.Module.named_parameters, apart)
         self._buffer_names = self._merge(candidates, nn.Module.named_buffers, apart)
         # No submodules: they hold no tensors, and what walks over modules or loads state is to pass them by.
-        self.candidates = {name: _skeleton(module) for name, module in candidates.items()}
+        self.candidates = {name: _skeleton(name, module) for name, module in candidates.items()}
         self._watch()
 
     def _merge(
@@ -84,7 +94,7 @@ class Choice(nn.Module):
         tensors = [dict(named(candidate)) for candidate in candidates.values()]
         keys = {name: name.replace(".", "/") for of_candidate in tensors for name in of_candidate}
         for name, key in keys.items():
-            if hasattr(self, key):
+            if hasattr(self, key) or key == "_extra_state":
                 raise ValueError(
                     f"{name!r} of a candidate is already a name in Choice; rename that parameter or buffer"
                 )
@@ -102,6 +112,45 @@ class Choice(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._watch()  # a copied or unpickled parameter has no hooks
+
+    def get_extra_state(self) -> Tensor:
+        """What the merged tensors hold, the bytes of a JSON text in a float32 tensor: what maps over a
+        state dict, as sums and moving averages do, goes on working (a sum of bytes would overflow)."""
+        return torch.frombuffer(bytearray(json.dumps(self._content).encode()), dtype=torch.uint8).float()
+
+    def set_extra_state(self, _: Tensor) -> None:
+        """Nothing to take over: `_load_from_state_dict` has compared it."""
+
+    @property
+    def _content(self) -> dict[str, Any]:
+        shapes = {key: [None if r is None else list(r.size) for r in of_key] for key, of_key in self.regions.items()}
+        return {"candidates": list(self.names), "nested": self.nested, "shapes": shapes}
+
+    def other_content(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
+        """Why the weights in a state dict are not those of these candidates; None also if it does not say."""
+        key, own = f"{prefix}_extra_state", self._content
+        if key not in state_dict:
+            return None
+        where = f"choice {prefix.removesuffix('.')}".strip() + " of the state"
+        try:
+            # An average of states is rounded.
+            found = json.loads(bytes(state_dict[key].round().to(torch.uint8).tolist()))
+            differing = next((name for name, value in own.items() if found[name] != value), None)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+            return f"{where} does not say in {key!r} what it holds; expected candidates {', '.join(self.names)}"
+        if differing is None:
+            return None
+        if differing == "candidates":
+            return f"{where} has candidates {', '.join(map(str, found[differing]))}; expected {', '.join(self.names)}"
+        return f"{where} has candidates with {differing} {found[differing]}; expected {own[differing]}"
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        # A state that does not say, as that of an older mnas, lacks a key: only strict=False takes it.
+        problem = self.other_content(state_dict, prefix)
+        if problem:
+            rest[-1].append(problem)  # torch's list of error messages
+        else:
+            super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def train(self, mode: bool = True) -> Choice:
         for candidate in self.candidates.values():
@@ -126,8 +175,12 @@ class Choice(nn.Module):
         """One candidate as a module that lives on the merged tensors; the result shares memory with the choice.
 
         sliced: the candidate's skeleton on the views of its regions. masked: the enclosing candidate's skeleton on
-        `merged * mask`, zeros around a smaller kernel.
+        `merged * mask`, zeros around a smaller kernel. Raises ValueError for another index or execution.
         """
+        if not 0 <= index < len(self) or execution not in EXECUTIONS:
+            raise ValueError(
+                f"candidate {index!r}, execution {execution!r}; expected an index below {len(self)}, {EXECUTIONS}"
+            )
         masked = execution == "masked"
         select = self._masked if masked else self._sliced
         tensors = {name: select(key, index) for name, key in self._parameter_names.items()}
@@ -158,18 +211,18 @@ class Choice(nn.Module):
                 f"weights of a mixture are {weights.dtype} of shape {tuple(weights.shape)}; expected {len(self)} "
                 f"floating numbers, one for each of {', '.join(self.names)}"
             )
-        outer, misfit = self._enclosing
+        outer, reason = self._enclosing
         widths = {name: _widths(layer) for name, layer in self.candidates.items()}
         for name, layer in self.candidates.items():
             if type(layer) not in LINEAR:
-                misfit = f"{name!r} is a {type(layer).__name__}, no single convolution or linear layer"
+                reason = f"{name!r} is a {type(layer).__name__}, no single convolution or linear layer"
             elif is_hooked(layer) or self._buffer_names:
-                misfit = f"{name!r} has hooks or buffers, so it need not be linear"
+                reason = f"{name!r} has hooks or buffers, so it need not be linear"
         if len(set(widths.values())) > 1:
-            misfit = misfit or f"their widths in and out differ: {widths}"
-        if misfit:
+            reason = reason or f"their widths in and out differ: {widths}"
+        if reason:
             raise ValueError(
-                f"{', '.join(self.names)} cannot be mixed in one layer: {misfit}; choose one by its index, or add up "
+                f"{', '.join(self.names)} cannot be mixed in one layer: {reason}; choose one by its index, or add up "
                 "the outputs of net.forward_paths"
             )
         tensors = {
@@ -193,9 +246,9 @@ class Choice(nn.Module):
 
         Raises ValueError where there is none: masked execution does not exist for such a choice.
         """
-        outer, misfit = self._enclosing
-        if misfit:
-            raise ValueError(f'{misfit}; use execution="sliced"')
+        outer, reason = self._enclosing
+        if reason:
+            raise ValueError(f'{reason}; use execution="sliced"')
         return outer
 
     @cached_property
@@ -205,14 +258,14 @@ class Choice(nn.Module):
         # Zeros between the taps of a dilated kernel are there on a shared canvas only.
         on_canvas = self.nested and all(len(s) == 1 for s in self._slots.values() if len(s[0].size) > 2)
         for inner in range(len(self)):
-            reason = _misfit(self.candidates[self.names[outer]], self.candidates[self.names[inner]], on_canvas)
-            reason = reason or _shape_misfit(self._regions(outer), self._regions(inner))
+            reason = misfit(self.candidates[self.names[outer]], self.candidates[self.names[inner]], on_canvas)
+            reason = reason or shape_misfit(self._regions(outer), self._regions(inner))
             if reason:
                 what = f"{self.names[inner]!r} cannot be computed inside {self.names[outer]!r} by masking"
                 return outer, f"{what}: {reason}"
         for key, slots in self._slots.items():
             region = self.regions[key][outer]
-            if region is not None and any(not _fits(slot.size, region.size) for slot in slots):
+            if region is not None and any(not fits(slot.size, region.size) for slot in slots):
                 return outer, f"no candidate is as large as all together, {slots[0].size} in {key!r}"
         return outer, None
 
@@ -264,9 +317,9 @@ def _named(candidates: Mapping[str, nn.Module] | Iterable[tuple[str, nn.Module]]
 
 
 def _patterns(separate: Iterable[str], candidates: Mapping[str, nn.Module]) -> tuple[str, ...]:
-    if isinstance(separate, str):
-        raise ValueError(f"separate={separate!r} is one string; expected several patterns, as in ({separate!r},)")
-    patterns = tuple(separate)
+    patterns = tuple(separate) if isinstance(separate, Iterable) else (separate,)
+    if isinstance(separate, str) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(f"separate={separate!r}; expected several patterns, as in ('*bn*',)")
     modules = candidates.values()
     names = {n for m in modules for named in (m.named_parameters(), m.named_buffers()) for n, _ in named}
     for pattern in patterns:
@@ -280,20 +333,50 @@ def _check_candidate(name: str, candidate: nn.Module) -> None:
         raise ValueError(f"candidate name {name!r} must be letters, digits and underscores, as in 'conv3x3'")
     if not isinstance(candidate, nn.Module):
         raise ValueError(f"candidate {name!r} is a {type(candidate).__name__}; expected a torch.nn.Module")
+    for layer in candidate.modules():
+        if any(isinstance(hook, WeightNorm) for hook in layer._forward_pre_hooks.values()):
+            raise ValueError(
+                f"candidate {name!r} has the old torch.nn.utils.weight_norm, whose weight cannot be copied; "
+                "use torch.nn.utils.parametrizations.weight_norm"
+            )
+        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.max_norm is not None:
+            raise ValueError(
+                f"candidate {name!r} has a {type(layer).__name__} with max_norm={layer.max_norm}, whose "
+                "forward pass writes into its weight; make it without max_norm"
+            )
     if any(isinstance(m, Choice) for m in candidate.modules()):
         raise ValueError(f"candidate {name!r} contains a Choice; choices cannot be nested, list every combination")
     seen: dict[int, str] = {}
     named = (candidate.named_parameters, candidate.named_buffers)
     for tensor_name, tensor in (pair for tensors in named for pair in tensors(remove_duplicate=False)):
+        if is_lazy(tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+            raise ValueError(
+                f"candidate {name!r} has {tensor_name!r} lazy, sparse or quantized; expected a dense tensor (a lazy "
+                "layer becomes one when it is run once)"
+            )
         other = seen.setdefault(id(tensor), tensor_name)
         if other != tensor_name:
             raise ValueError(f"candidate {name!r} ties {other!r} and {tensor_name!r}; untie them to merge it")
 
 
-def _skeleton(candidate: nn.Module) -> nn.Module:
+def _check_devices(candidates: Mapping[str, nn.Module]) -> None:
+    tensors = {name: (*candidate.parameters(), *candidate.buffers()) for name, candidate in candidates.items()}
+    devices = {name: sorted({str(t.device) for t in of_candidate}) for name, of_candidate in tensors.items()}
+    used = [where for where in devices.values() if where]
+    if any(where != used[0] for where in used):
+        raise ValueError(f"candidates are on different devices: {devices}; move them to one, as with module.to(device)")
+
+
+def _skeleton(name: str, candidate: nn.Module) -> nn.Module:
     """A copy of the module in which every parameter and buffer is None."""
     tensors = [*candidate.parameters(), *candidate.buffers()]
-    skeleton = copy.deepcopy(candidate, memo={id(t): t for t in tensors})  # share the storage, it goes next
+    try:
+        skeleton = copy.deepcopy(candidate, memo={id(t): t for t in tensors})  # share the storage, it goes next
+    except Exception as error:  # whatever a tensor with a graph, a lock or an open file raises
+        raise ValueError(
+            f"candidate {name!r} cannot be copied ({' '.join(str(error).split())}); keep what is no "
+            "parameter, buffer or plain value out of its attributes"
+        ) from error
     for module in skeleton.modules():
         for registry in (module._parameters, module._buffers):
             registry.update(dict.fromkeys(registry))
@@ -310,47 +393,6 @@ def _fill(skeleton: nn.Module, tensors: Mapping[str, Tensor | None], prefix: str
         if child is not None:
             module._modules[name] = _fill(child, tensors, f"{prefix}{name}.")
     return module
-
-
-def _shape_misfit(outer: list[Region | None], inner: list[Region | None]) -> str | None:
-    for large, small in zip(outer, inner, strict=True):
-        if (large is None) != (small is None):
-            return "one has a parameter that the other lacks"
-        if large is not None and not _fits(small.size, large.size):
-            return f"shape {small.size} does not fit into {large.size}"
-    return None
-
-
-def _fits(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
-    return len(small) == len(large) and all(a <= b for a, b in zip(small, large, strict=True))
-
-
-def _misfit(outer: nn.Module, inner: nn.Module, nested: bool) -> str | None:
-    """Why zero padding (nested: zeros between taps, too) does not turn `outer` into `inner`; None where it does."""
-    if type(outer) is not type(inner):
-        return f"{type(inner).__name__} is no {type(outer).__name__}"
-    if isinstance(outer, _ConvNd):
-        for option in ("stride", "groups", "padding_mode", "output_padding", *(() if nested else ("dilation",))):
-            if getattr(outer, option) != getattr(inner, option):
-                return f"{option} {getattr(inner, option)} is not {getattr(outer, option)}"
-        if outer.padding_mode != "zeros" or _margins(outer) != _margins(inner):
-            return f"padding {inner.padding} of kernel {inner.kernel_size} does not centre it in {outer.kernel_size}"
-        return None
-    if outer.extra_repr() != inner.extra_repr():
-        return f"{inner} differs from {outer}"
-    children = zip(outer.children(), inner.children(), strict=False)
-    if len(list(outer.children())) != len(list(inner.children())):
-        return "their layers differ in number"
-    return next((reason for a, b in children if (reason := _misfit(a, b, nested))), None)
-
-
-def _margins(conv: _ConvNd) -> tuple[object, ...]:
-    """What padding leaves after half a kernel: equal margins mean equally centred kernels."""
-    extents = [d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
-    if conv.padding == "same":
-        return tuple("more behind than before" if extent % 2 else 0 for extent in extents)
-    padding = [0] * len(extents) if conv.padding == "valid" else conv.padding
-    return tuple(2 * p - extent for p, extent in zip(padding, extents, strict=True))
 
 
 def _widths(layer: nn.Module) -> tuple[int, ...]:

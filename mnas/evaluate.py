@@ -15,7 +15,7 @@ from mnas.recalibrate import batches, pool, recalibrate, statistics_of
 from mnas.space import Path
 from mnas.supernet import Supernet
 
-BATCH = 500  # pictures a forward pass; also fixes the arithmetic, so a number does not depend on who asked for it
+BATCH = 500  # images a forward pass; fixes the arithmetic, so a number is the same whoever asks for it
 
 
 class Score(NamedTuple):
@@ -32,6 +32,11 @@ class _Sums:
         self.number, self.correct, self.loss = 0, 0, 0.0
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
+        if logits.ndim != 2 or labels.max() >= logits.shape[1]:
+            raise ValueError(
+                f"logits are {tuple(logits.shape)}, the largest label is {int(labels.max())}; expected "
+                "(B, classes) and labels below the number of classes"
+            )
         self.number += len(labels)
         self.correct += int((logits.argmax(1) == labels).sum())
         self.loss += float(F.cross_entropy(logits, labels, reduction="sum"))
@@ -45,8 +50,12 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> Score:
     """Score of a network in evaluation mode on images (N, C, H, W) and labels (N,).
 
     The model's mode is as before afterwards. For paths of a supernet: `evaluate_paths`.
+
+    Raises ValueError for images and labels that do not fit together.
     """
-    _check(images)
+    if isinstance(model, Supernet):
+        raise ValueError("evaluate got a Supernet; expected one network, as from mnas.export, or call evaluate_paths")
+    _check(images, labels)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     sums = _Sums()
@@ -73,10 +82,14 @@ def evaluate_paths(
 
     Equal to `evaluate(export(net, path), ...)`, or with `bn_images` (training images) to
     `evaluate(recalibrate(export(net, path), bn_images), ...)`, one path after the other; what they share is computed
-    once, the recalibration included. progress: is told how many pictures have been scored since the last call, each
+    once, the recalibration included. progress: is told how many images have been scored since the last call, each
     path's counted. The supernet is not changed.
+
+    Raises ValueError for images and labels that do not fit together.
     """
-    _check(images)
+    if not isinstance(net, Supernet):
+        raise ValueError(f"evaluate_paths got a {type(net).__name__}; expected a mnas.Supernet")
+    _check(images, labels)
     paths = [net.space.check(path) for path in paths]
     model = compact(net.model)
     if bn_images is not None and _uses_layers_twice(model):  # their statistics depend on all of the path
@@ -103,9 +116,19 @@ def evaluate_paths(
     return [of_path.score() for of_path in sums]
 
 
-def _check(images: Tensor) -> None:
+def _check(images: Tensor, labels: Tensor) -> None:
+    for name, value in (("images", images), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} are a {type(value).__name__}; expected a torch.Tensor")
     if not len(images):
         raise ValueError("there are no images to score on; give at least one")
+    if labels.shape != (len(images),) or labels.dtype != torch.int64:
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected torch.int64 of "
+            f"({len(images)},), one for each image"
+        )
+    if labels.min() < 0:  # torch leaves out the label -100 in silence
+        raise ValueError(f"labels have {int(labels.min())}; expected 0 or above")
 
 
 def _uses_layers_twice(model: nn.Module) -> bool:

@@ -36,7 +36,8 @@ class GradientMask:
     in force then. Hooks belong to the tensors: `copy.deepcopy(module)` is not masked, `copy.deepcopy(mask)` is a masked
     copy with its own `module`.
 
-    Raises ValueError for names that match nothing, wrong types, shapes and devices.
+    Raises ValueError for names that match nothing, wrong types, shapes and devices, and for a layer whose
+    forward pass would itself write into masked entries (Embedding and EmbeddingBag with max_norm).
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class GradientMask:
         named = list(module.named_parameters(remove_duplicate=False))
         chosen = _resolve("parameter", masks, named)
         self._masks = [(tensor, mask) for tensor, mask in chosen.values() if mask is not None]
+        self._check_layers()
         self._layers = self._frozen_channels(statistics)
         self._blocks = 0  # nested `with` blocks that have been entered
         self._handles: list[RemovableHandle] | None = None  # None: not in force
@@ -111,6 +113,19 @@ class GradientMask:
         self.__dict__.update(state)
         if in_force:
             self.install()
+
+    def _check_layers(self) -> None:
+        """Raise ValueError for a layer whose forward pass would write into entries that are to stay."""
+        frozen = {id(parameter) for parameter, mask in self._masks if not mask.mask(parameter).all()}
+        for name, layer in self.module.named_modules():
+            renormalised = isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.max_norm is not None
+            # Not `layer.weight`, which a parametrization would compute, as in a forward pass.
+            if renormalised and id(layer._parameters.get("weight")) in frozen:
+                raise ValueError(
+                    f"layer {name or 'given'!r}, {type(layer).__name__} with max_norm={layer.max_norm}, "
+                    "rescales rows in its forward pass, frozen ones too; drop max_norm, or rescale the rows "
+                    "that train yourself"
+                )
 
     def _frozen_channels(self, statistics: bool | Mapping[str, MaskValue]) -> list[tuple[nn.Module, Tensor]]:
         """The layers whose running statistics are to be kept, with their frozen channels, boolean (C,)."""
@@ -215,6 +230,8 @@ def _checked(key: str, value: MaskValue, name: str, tensor: Tensor) -> Mask | No
     given = f"the mask {key!r} for {name} of shape {tuple(tensor.shape)}"
     if not torch.is_tensor(value):
         raise ValueError(f"{given} is {_kind(value)}; expected True, False or a boolean tensor")
+    if value.layout != torch.strided:
+        raise ValueError(f"{given} is sparse ({value.layout}); expected a dense tensor, as from mask.to_dense()")
     if value.dtype != torch.bool:
         raise ValueError(f"{given} has dtype {value.dtype}; expected torch.bool, as from mask.bool()")
     if value.device != tensor.device:

@@ -25,7 +25,16 @@ class Region(NamedTuple):
     stride: tuple[int, ...]
 
     def view(self, merged: Tensor) -> Tensor:
-        """The region of a flat contiguous tensor (N,) as a view of shape `size`; no copy."""
+        """The region of a flat contiguous tensor (N,) as a view of shape `size`; no copy.
+
+        Raises ValueError for a tensor with gaps, as assigning to `parameter.data` may leave: the
+        region's strides would be wrong there.
+        """
+        if not merged.is_contiguous():
+            raise ValueError(
+                f"a merged tensor of shape {tuple(merged.shape)} has strides {merged.stride()}; expected "
+                "it to be contiguous, as from tensor.contiguous()"
+            )
         return merged.as_strided(self.size, self.stride, merged.storage_offset() + self.offset)
 
     def embed(self, values: Tensor, numel: int) -> Tensor:
@@ -148,7 +157,8 @@ class ActiveSet:
         # of the last of them if it is known to be zero elsewhere, with its version.
         self._reached: dict[int, tuple[set[Region], Tensor | None, int]] = {}
         self._recorded: tuple[weakref.ref[Tensor], int] | None = None  # the gradient of the records, its version
-        self._parameter = weakref.ref(parameter, lambda _: _ACTIVE_SETS.pop(number, None))
+        sets = _ACTIVE_SETS  # when the interpreter ends, the parameter may outlive the name
+        self._parameter = weakref.ref(parameter, lambda _: sets.pop(number, None))
         self._handles: list[Any] = []
 
     @staticmethod
@@ -298,8 +308,8 @@ def select(merged: Tensor, region: Region, regions: tuple[Region, ...]) -> Tenso
 
 
 def masked(merged: Tensor, region: Region, regions: tuple[Region, ...]) -> Tensor:
-    """Masked execution: `merged * mask` (N,), zero outside the region, differentiable."""
-    product = merged * region.mask(merged)
+    """Masked execution: `merged * mask` (N,), zero outside the region whatever is there, differentiable."""
+    product = torch.where(region.mask(merged), merged, 0)  # NaN * 0 would be NaN
     active_set = _watch_merged(merged, regions)
     if active_set is not None:
         product.register_hook(lambda _: active_set.reach(region))

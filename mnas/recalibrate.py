@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mnas.export import compact
+from mnas.supernet import Supernet
 
 
 @torch.no_grad()
@@ -22,8 +23,10 @@ def recalibrate(model: nn.Module, images: Tensor, batch_size: int = 500) -> nn.M
     each BatchNorm's mean and unbiased variance are taken over all of them at once, in float64. A layer out of reach
     keeps its statistics. The model itself, which may be a path of a supernet, is not changed.
 
-    Raises ValueError without images.
+    Raises ValueError without images, or for a whole supernet.
     """
+    if isinstance(model, Supernet):
+        raise ValueError("recalibrate got a Supernet; expected one network, as from mnas.export")
     twin = compact(model)
     modes = {module: module.training for module in twin.modules()}
     twin.eval()  # the network as it will be used, without dropout
@@ -37,6 +40,8 @@ def batches(images: Tensor, batch_size: int = 500) -> list[Tensor]:
     """The images in equal batches, so that none of one image is left over."""
     if not len(images):
         raise ValueError("recalibration got no images; give it some of the training images")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r}; expected a whole number above 0")
     return list(images.tensor_split(-(-len(images) // batch_size)))
 
 

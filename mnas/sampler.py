@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from mnas.space import Path, SearchSpace
@@ -22,7 +24,7 @@ class UniformSampler:
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
         self.space = space
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(_whole(seed))
 
     def __iter__(self) -> UniformSampler:
         return self
@@ -34,7 +36,9 @@ class UniformSampler:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.generator.set_state(state["generator"])
+        """Raises ValueError for the state of another kind of sampler; then nothing has changed."""
+        _check_keys(state, self.state_dict())
+        _restore(self.generator, state["generator"])
 
 
 class FairSampler:
@@ -45,7 +49,7 @@ class FairSampler:
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
         self.space = space
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(_whole(seed))
         self.left: list[list[int]] = [[] for _ in space.choices]  # candidates not yet dealt, a list per choice
 
     def __iter__(self) -> FairSampler:
@@ -61,8 +65,14 @@ class FairSampler:
         return {"generator": self.generator.get_state(), "left": [list(left) for left in self.left]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.generator.set_state(state["generator"])
-        self.left = [list(left) for left in state["left"]]
+        """Raises ValueError for the state of another sampler or space; then nothing has changed."""
+        _check_keys(state, self.state_dict())
+        left, choices = state["left"], self.space.choices
+        fits = isinstance(left, list) and len(left) == len(choices) and all(isinstance(dealt, list) for dealt in left)
+        if not fits or any(set(dealt) - set(range(len(c))) for dealt, c in zip(left, choices, strict=True)):
+            raise ValueError(f"candidates left are {left}; expected a list of indices for each of {choices}")
+        _restore(self.generator, state["generator"])
+        self.left = [list(dealt) for dealt in left]
 
 
 class FixedSampler:
@@ -81,7 +91,28 @@ class FixedSampler:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        """Raises ValueError for the state of another kind of sampler."""
+        _check_keys(state, self.state_dict())
+
+
+def _whole(seed: Any) -> int:
+    """A seed as an int. Raises ValueError for what is no whole number."""
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool):
+        raise ValueError(f"seed={seed!r}; expected a whole number")
+    return int(seed)
+
+
+def _check_keys(state: Any, own: Mapping[str, Any]) -> None:
+    if not isinstance(state, Mapping) or state.keys() != own.keys():
+        found = sorted(map(str, state)) if isinstance(state, Mapping) else f"a {type(state).__name__}"
+        raise ValueError(f"the state of a sampler is {found}; expected {sorted(own)}, as of a sampler of this kind")
+
+
+def _restore(generator: torch.Generator, state: Any) -> None:
+    try:
+        generator.set_state(state)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"the state of a generator does not fit ({error}); expected what get_state gave") from error
 
 
 SAMPLERS = {"uniform": UniformSampler, "fair": FairSampler}

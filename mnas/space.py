@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import operator
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,17 +22,29 @@ class SearchSpace:
     """The networks that a model with `Choice` modules spans.
 
     build: a function without arguments that returns a new, randomly initialised model, an ordinary `nn.Module` with
-    at least one `Choice` in it. input_shape: (C, H, W) of the pictures it takes, for counting costs.
+    at least one `Choice` in it. input_shape: (C, H, W) of the images it takes, for counting costs. about:
+    what it is, in a sentence of one line. Its attribute `output_shape` is of what comes out for one image,
+    (classes,) for logits.
 
     Raises ValueError if the model cannot be searched.
     """
 
     def __init__(
-        self, build: Callable[[], nn.Module], *, name: str = "unnamed", input_shape: tuple[int, ...] = (1, 28, 28)
+        self,
+        build: Callable[[], nn.Module],
+        *,
+        name: str = "unnamed",
+        input_shape: tuple[int, ...] = (1, 28, 28),
+        about: str = "",
     ) -> None:
+        if not callable(build) or isinstance(build, nn.Module):
+            raise ValueError(f"build is a {type(build).__name__}; expected a function that returns a new model")
+        if not isinstance(about, str) or "\n" in about:
+            raise ValueError(f"about={about!r}; expected a sentence of one line")
         self.build = build
         self.name = name
-        self.input_shape = tuple(input_shape)
+        self.about = about
+        self.input_shape = _shape(input_shape)
         with torch.random.fork_rng(devices=[]):  # looking at a space must not change what is drawn next
             model = build()
         if not isinstance(model, nn.Module):
@@ -38,11 +53,12 @@ class SearchSpace:
         if not self.choices:
             raise ValueError(f"space {name!r} has no Choice; put one where candidates are to be compared")
         with torch.random.fork_rng(devices=[]):
-            self._try_candidates(model)
+            self.output_shape: tuple[int, ...] = self._try_candidates(model)
 
     @torch.no_grad()
-    def _try_candidates(self, model: nn.Module) -> None:
-        """Run every candidate once, the other choices at their first. Raises ValueError for one that does not fit."""
+    def _try_candidates(self, model: nn.Module) -> tuple[int, ...]:
+        """Run every candidate once, the other choices at their first; returns the shape of an output
+        without the batch. Raises ValueError for a candidate that does not fit."""
         model.eval()
         choices = choices_of(model)
         first, x = [0] * len(choices), torch.zeros(2, *self.input_shape, dtype=floating_type(model))
@@ -68,6 +84,7 @@ class SearchSpace:
                         f"{where}: with it the output is {tuple(output.shape)}, with the others {tuple(expected)}; "
                         "make them equal"
                     )
+        return tuple(expected[1:])
 
     @property
     def size(self) -> int:
@@ -75,7 +92,12 @@ class SearchSpace:
         return prod(len(names) for names in self.choices)
 
     def __len__(self) -> int:
+        if self.size > sys.maxsize:
+            raise OverflowError(f"space {self.name!r} has {self.size} networks, too many for len(); use space.size")
         return self.size
+
+    def __bool__(self) -> bool:
+        return True  # and not by len, which may overflow
 
     def __repr__(self) -> str:
         return f"SearchSpace({self.name!r}, {self.size} architectures: {self._pattern()})"
@@ -106,18 +128,18 @@ class SearchSpace:
         return f"{len(self.choices)} names joined by '-': {self._pattern()}"
 
     def check(self, path: Sequence[int]) -> Path:
-        """The path as a tuple. Raises ValueError unless it has one valid index per choice."""
+        """The path as a tuple of int. Raises ValueError unless it has one valid index per choice."""
         if not isinstance(path, (tuple, list)) or len(path) != len(self.choices):
             raise ValueError(f"path {path!r} must have {len(self.choices)} indices, as in {(0,) * len(self.choices)}")
         for position, (index, names) in enumerate(zip(path, self.choices, strict=True)):
-            if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(names):
+            if not isinstance(index, (int, np.integer)) or isinstance(index, bool) or not 0 <= index < len(names):
                 raise ValueError(
                     f"path {path!r} has {index!r} at position {position}; expected an index below {len(names)}: {names}"
                 )
-        return tuple(path)
+        return tuple(map(int, path))
 
     def check_pictures(self, images: torch.Tensor, name: str) -> None:
-        """Raise ValueError unless pictures (N, C, H, W) of the data set `name` are what the networks take."""
+        """Raise ValueError unless images (N, C, H, W) of the data set `name` are what the networks take."""
         if tuple(images.shape[1:]) != self.input_shape:
             ours, theirs = ("x".join(map(str, shape)) for shape in (self.input_shape, images.shape[1:]))
             raise ValueError(f"space {self.name} takes pictures of {ours}, {name} has {theirs}; change one of them")
@@ -126,8 +148,18 @@ class SearchSpace:
         return " - ".join("|".join(names) for names in self.choices)
 
 
+def _shape(given: Sequence[int]) -> tuple[int, ...]:
+    try:
+        shape = tuple(operator.index(n) for n in given)
+    except TypeError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise ValueError(f"input_shape={given!r}; expected positive whole numbers, as in (1, 28, 28)")
+    return shape
+
+
 def floating_type(model: nn.Module) -> torch.dtype:
-    """The type of the model's parameters, and of the pictures that it takes."""
+    """The type of the model's parameters, and of the images that it takes."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
 

@@ -11,28 +11,32 @@ from mnas.space import SearchSpace
 
 
 def mil4(channels: tuple[int, int] = (16, 32), hidden: int = 128) -> SearchSpace:
-    """Two convolutions, each 3x3 or 5x5, on pictures of 1x28x28: four networks.
+    """Two convolutions, each 3x3 or 5x5, on images of 1x28x28: four networks.
 
     channels: output channels of the two convolutions. hidden: width of the layer before the logits.
     """
-    return _two_convolutions("mil4", (3, 5), channels, hidden, nested=False)
+    about = "two convolutions, each 3x3 or 5x5"
+    return _two_convolutions("mil4", (3, 5), channels, hidden, nested=False, about=about)
 
 
 def mil4_nested(channels: tuple[int, int] = (16, 32), hidden: int = 128) -> SearchSpace:
     """`mil4` in which the 3x3 kernel is the centre of the 5x5 one."""
-    return _two_convolutions("mil4_nested", (3, 5), channels, hidden, nested=True)
+    about = "mil4 in which the 3x3 kernel is the centre of the 5x5 one"
+    return _two_convolutions("mil4_nested", (3, 5), channels, hidden, nested=True, about=about)
 
 
 def plain(candidates: int = 8, channels: tuple[int, int] = (16, 32), hidden: int = 128) -> SearchSpace:
     """`mil4` with N candidates a choice, 3x3 and 5x5 in turn, each with weights of its own: for measuring how things
     grow with the number of candidates. Names: c0, c1, ..."""
     kernels = tuple(3 + 2 * (number % 2) for number in range(candidates))
-    return _two_convolutions("plain", kernels, channels, hidden, nested=False)
+    about = f"mil4 with {candidates} candidates a choice, for measuring how things grow with their number"
+    return _two_convolutions("plain", kernels, channels, hidden, nested=False, about=about)
 
 
 def _two_convolutions(
-    name: str, kernels: tuple[int, ...], channels: tuple[int, int], hidden: int, nested: bool
+    name: str, kernels: tuple[int, ...], channels: tuple[int, int], hidden: int, nested: bool, about: str
 ) -> SearchSpace:
+    _check_widths(name, channels, hidden)
     names = [f"c{i}" if name == "plain" else f"conv{k}x{k}" for i, k in enumerate(kernels)]
 
     def convolution(inputs: int, outputs: int) -> Choice:
@@ -53,14 +57,24 @@ def _two_convolutions(
             nn.Linear(hidden, 10),
         )
 
-    return SearchSpace(build, name=name, input_shape=(1, 28, 28))
+    return SearchSpace(build, name=name, input_shape=(1, 28, 28), about=about)
+
+
+def _check_widths(name: str, channels: tuple[int, int], hidden: int = 1) -> None:
+    widths = (*channels, hidden) if isinstance(channels, (tuple, list)) else (channels,)
+    if len(widths) != 3 or any(type(width) is not int or width < 1 for width in widths):
+        raise ValueError(
+            f"{name}: channels={channels!r}, hidden={hidden!r}; expected two and one whole numbers above 0"
+        )
 
 
 def mil9(channels: tuple[int, int] = (16, 32)) -> SearchSpace:
-    """Two blocks of one, two or three Conv3x3-BN-ReLU on pictures of 1x28x28: nine networks.
+    """Two blocks of one, two or three Conv3x3-BN-ReLU on images of 1x28x28: nine networks.
 
     A shallow block is the beginning of the deep one, so depth is nested; each depth has running statistics of its own.
     """
+
+    _check_widths("mil9", channels)
 
     def unit(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
         return [nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -80,7 +94,8 @@ def mil9(channels: tuple[int, int] = (16, 32)) -> SearchSpace:
             nn.Linear(channels[1], 10),
         )
 
-    return SearchSpace(build, name="mil9", input_shape=(1, 28, 28))
+    about = "two blocks of one, two or three Conv3x3-BN-ReLU; depth is nested"
+    return SearchSpace(build, name="mil9", input_shape=(1, 28, 28), about=about)
 
 
 class Residual(nn.Sequential):
@@ -92,7 +107,7 @@ class Residual(nn.Sequential):
 
 def nb_macro() -> SearchSpace:
     """NAS-Bench-Macro (Su et al., CVPR 2021, "Prioritized Architecture Sampling with Monto-Carlo Tree Search"): eight
-    choices of identity or inverted residual on pictures of 3x32x32, 6,561 networks."""
+    choices of identity or inverted residual on images of 3x32x32, 6,561 networks."""
 
     def bn(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
         conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
@@ -128,7 +143,8 @@ def nb_macro() -> SearchSpace:
         head = [*bn(width, 1280, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 10)]
         return nn.Sequential(*layers, *head)
 
-    return SearchSpace(build, name="nb_macro", input_shape=(3, 32, 32))
+    about = "NAS-Bench-Macro (Su et al., CVPR 2021): eight choices of identity or inverted residual"
+    return SearchSpace(build, name="nb_macro", input_shape=(3, 32, 32), about=about)
 
 
 SPACES: dict[str, Callable[..., SearchSpace]] = {
@@ -142,6 +158,6 @@ SPACES: dict[str, Callable[..., SearchSpace]] = {
 
 def get(name: str) -> SearchSpace:
     """A named space with its default widths. Raises ValueError that lists the names."""
-    if name not in SPACES:
+    if not isinstance(name, str) or name not in SPACES:
         raise ValueError(f"space {name!r} is unknown; expected one of {', '.join(SPACES)}")
     return SPACES[name]()

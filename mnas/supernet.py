@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mnas import masking, prefix
-from mnas.choice import EXECUTIONS, substitute
+from mnas.choice import EXECUTIONS, Choice, substitute
 from mnas.space import Path, SearchSpace, choices_of
 
 
@@ -19,12 +20,15 @@ class Supernet(nn.Module):
     execution: "sliced" computes on the active regions only; "masked" is the literal form, the enclosing operation on
     `W * mask`. The random start is the model's own: `torch.manual_seed` decides it.
 
-    Raises ValueError for an unknown execution, or for masked where no candidate encloses the others, or where one
-    computes something else behind its mask; every candidate is tried once, in float64 on random numbers.
+    Raises ValueError for what is no space, for an unknown execution, or for masked where no candidate
+    encloses the others, or where one computes something else behind its mask; every candidate is tried
+    once, in float64 on random numbers.
     """
 
     def __init__(self, space: SearchSpace, execution: str = "sliced") -> None:
         super().__init__()
+        if not isinstance(space, SearchSpace):
+            raise ValueError(f"space is a {type(space).__name__}; expected a mnas.SearchSpace, as mnas.spaces.mil4()")
         if execution not in EXECUTIONS:
             raise ValueError(f"execution {execution!r} is unknown; expected one of {', '.join(EXECUTIONS)}")
         self.space = space
@@ -94,6 +98,27 @@ class Supernet(nn.Module):
             for choice, entry in zip(self._choices, path, strict=True)
         ]
         return substitute(self.model, dict(zip(self._choices, candidates, strict=True)))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in torch, but a state with other candidates in one of its choices changes nothing at all.
+
+        Raises RuntimeError, as torch does, that names what differs. strict=False also takes a state that
+        does not say which candidates it is of, as one of an older mnas.
+        """
+        if not isinstance(state_dict, Mapping):
+            return super().load_state_dict(state_dict, strict, assign)  # raises
+        choices = {f"{name}.": module for name, module in self.named_modules() if isinstance(module, Choice)}
+        problems = [reason for p, choice in choices.items() if (reason := choice.other_content(state_dict, p))]
+        silent = [prefix[:-1] for prefix in choices if f"{prefix}_extra_state" not in state_dict]
+        if strict and silent:
+            problems.append(
+                f"the state does not name the candidates of {', '.join(silent)}, as one of an older mnas; "
+                "if they are the same in the same order, load it with strict=False"
+            )
+        if problems:
+            reasons = "".join(f"\n\t{problem}" for problem in problems)
+            raise RuntimeError(f"Error(s) in loading state_dict for {type(self).__name__}:{reasons}")
+        return super().load_state_dict(state_dict, strict, assign)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset gradients, and with them what is active."""

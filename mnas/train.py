@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +31,10 @@ class Recipe:
     """SGD with Nesterov momentum under a one-cycle learning rate (Smith and Topin, 2019) that peaks at `lr`.
 
     epochs: may end within one, as in 0.25. precision: "fp32", or "bf16" for bfloat16 in the forward and backward pass
-    with weights and loss in float32. augment: "none", or "shift" for pictures moved by up to two pixels, each its own
+    with weights and loss in float32. augment: "none", or "shift" for images moved by up to two pixels, each its own
     way. validate_every: epochs between validations; there is one at the end in any case.
+
+    Numbers of numpy become Python's. Raises ValueError for a value of another type or out of range.
     """
 
     epochs: float
@@ -42,6 +46,38 @@ class Recipe:
     augment: str = "none"
     validate_every: int = 1
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, _setting(name, value, *RANGES[name]))
+
+
+LARGEST = sys.float_info.max  # whole numbers of Python may lie beyond it
+# Of each setting of a recipe: its type and the values that it may have.
+RANGES: dict[str, tuple[type, str, Callable[[Any], bool]]] = {
+    "epochs": (float, "a finite number above 0", lambda v: 0 < v <= LARGEST),
+    "batch_size": (int, "a whole number above 0", lambda v: v > 0),
+    "lr": (float, "a finite number above 0", lambda v: 0 < v <= LARGEST),
+    "momentum": (float, "a number from 0 to below 1", lambda v: 0 <= v < 1),
+    "weight_decay": (float, "0 or a finite positive number", lambda v: 0 <= v <= LARGEST),
+    "precision": (str, "fp32 or bf16", lambda v: v in ("fp32", "bf16")),
+    "augment": (str, "none or shift", lambda v: v in ("none", "shift")),
+    "validate_every": (int, "a whole number above 0", lambda v: v > 0),
+}
+
+
+def _setting(name: str, value: Any, kind: type, expected: str, allowed: Callable[[Any], bool]) -> Any:
+    """The value as one of Python's own, which a checkpoint can hold. Raises ValueError for what is out of range."""
+    value = value.item() if isinstance(value, np.generic) else value
+    numbers = {float: (int, float), int: (int,), str: (str,)}[kind]
+    if not isinstance(value, numbers) or isinstance(value, bool) or not allowed(value):
+        raise ValueError(f"{name}={value!r}; expected {expected}")
+    return value
+
+
+def _one_of(name: str, value: Any, allowed: Collection[str]) -> None:
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name}={value!r} is unknown; expected one of {', '.join(allowed)}")
+
 
 class DivergedError(ArithmeticError):
     """The loss became NaN or infinite."""
@@ -51,7 +87,9 @@ class Trainer:
     """Trains `module`, one optimizer step and one sampled path at a time, and validates after every epoch.
 
     forward: logits of a batch along a path. score: the scores of the networks to watch, by architecture, on the
-    pictures of a split. The state between two steps is complete: a loaded copy continues bit for bit.
+    images of a split. The state between two steps is complete: a loaded copy continues bit for bit.
+
+    Raises ValueError for splits that are empty, or that the networks of the space cannot learn.
     """
 
     def __init__(
@@ -70,6 +108,8 @@ class Trainer:
         self.space, self.module, self.optimizer, self.sampler = space, module, optimizer, sampler
         self.forward, self.score, self.train, self.validation = forward, score, train, validation
         self.recipe = recipe
+        for name, split in (("train", train), ("validation", validation)):
+            _check_split(f"the {name} split", split, space)
         self.batch_size = min(recipe.batch_size, len(train))
         self.steps_per_epoch = len(train) // self.batch_size  # the rest of an epoch's shuffle is left out
         self.total_steps = max(1, round(recipe.epochs * self.steps_per_epoch))
@@ -140,6 +180,8 @@ class Trainer:
             "sampler": self.sampler.state_dict(),
             "epoch_start": self._epoch_start,
             "random": torch.get_rng_state(),
+            "images": len(self.train),
+            "batch_size": self.batch_size,
             "step": self.step,
             "rows": self.rows,
             "loss_sums": self._loss_sums,
@@ -148,7 +190,20 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where the state was taken. The trainer must have been made with the same arguments."""
+        """Continue where the state was taken. The trainer must have been made with the same arguments.
+
+        Raises ValueError for a state that cannot be its own; then the trainer is as it was.
+        """
+        before = copy.deepcopy(self.state_dict())
+        try:
+            self._check(state)
+            self._load(state)
+        except Exception as error:  # whatever torch, a sampler or a damaged value raise
+            self._load(before)
+            reason = " ".join(str(error).split())
+            raise ValueError(f"the state is not of this training: {reason}; give it the same arguments") from error
+
+    def _load(self, state: Mapping[str, Any]) -> None:
         self.module.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -161,6 +216,37 @@ class Trainer:
         if self.step % self.steps_per_epoch:
             self._begin_epoch()
         torch.set_rng_state(state["random"])
+
+    def _check(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError for what loading would take over in silence."""
+        own = self.state_dict()
+        if not isinstance(state, Mapping):
+            raise ValueError(f"it is a {type(state).__name__}, expected what Trainer.state_dict gives")
+        for name, value in own.items():
+            if name not in state:
+                raise ValueError(f"it lacks {name!r}, expected {', '.join(own)}")
+            kind = Mapping if isinstance(value, Mapping) else type(value)
+            if not isinstance(state[name], kind) or isinstance(state[name], bool):
+                raise ValueError(f"its {name!r} is a {type(state[name]).__name__}, expected a {kind.__name__}")
+        for name in ("images", "batch_size"):
+            if state[name] != own[name]:
+                raise ValueError(f"its {name!r} is {state[name]}, expected {own[name]}")
+        step, total, last = state["step"], *(state["scheduler"].get(key) for key in ("total_steps", "last_epoch"))
+        if not 0 <= step <= self.total_steps or total != self.total_steps:
+            raise ValueError(f"it is at step {step} of {total}, expected one of {self.total_steps}")
+        if last != step or sum(state["updates"].values()) != step:
+            raise ValueError(
+                f"it is at step {step}, with a scheduler at {last} and {sum(state['updates'].values())} "
+                "updates of its networks, expected equal numbers"
+            )
+        if set(state["sampler"]) != set(own["sampler"]):
+            raise ValueError(
+                f"it is of a sampler with {sorted(state['sampler'])}, expected one with {sorted(own['sampler'])}"
+            )
+        for saved, group in zip(state["optimizer"]["param_groups"], own["optimizer"]["param_groups"], strict=True):
+            for name in ("momentum", "weight_decay", "max_lr"):
+                if saved[name] != group[name]:
+                    raise ValueError(f"its optimizer has {name} {saved[name]}, expected {group[name]}")
 
     def _begin_epoch(self) -> None:
         self._epoch_start = self._shuffler.get_state()
@@ -204,7 +290,12 @@ def supernet_trainer(
     bn: the running statistics that networks are scored with, "stored" in the supernet or "recalibrate"d for each.
     policy: of the MaskedOptimizer; under "torch", stock momentum and decay go on in what a step does not use. watched:
     the networks to score; by default all, or 16 of a larger space.
+
+    Raises ValueError for arguments that do not fit.
     """
+    _one_of("bn", bn, ("stored", "recalibrate"))
+    _one_of("sampler", sampler, SAMPLERS)
+    watched = None if watched is None else _checked_paths(space, watched)
     init_seed, sampler_seed, shuffle_seed = _seeds(seed)
     torch.manual_seed(init_seed)
     net = Supernet(space, execution)
@@ -233,12 +324,18 @@ def scratch_trainer(
     """One network of the space by itself, with the stock optimizer: no mnas in the loop.
 
     start: the state dict that it begins with, as that of an exported network; by default a random start.
+
+    Raises ValueError for arguments that do not fit.
     """
+    path = space.check(path)
     init_seed, _, shuffle_seed = _seeds(seed)
     torch.manual_seed(init_seed)
     network = standalone(space, path)
     if start is not None:
-        network.load_state_dict(start)
+        try:
+            network.load_state_dict(start)
+        except (AttributeError, RuntimeError, TypeError) as error:
+            raise ValueError(f"start does not fit {space.format(path)}: {' '.join(str(error).split())}") from error
     optimizer = torch.optim.SGD(network.parameters(), **_options(recipe))
 
     def score(split: Split) -> dict[str, Score]:
@@ -249,6 +346,32 @@ def scratch_trainer(
 
     sampler = FixedSampler(path)
     return Trainer(space, network, optimizer, sampler, forward, score, train, validation, recipe, shuffle_seed)
+
+
+def _check_split(name: str, split: Split, space: SearchSpace) -> None:
+    if not isinstance(split, Split):
+        raise ValueError(f"{name} is a {type(split).__name__}; expected a mnas.data.Split")
+    if not len(split):
+        raise ValueError(f"{name} is empty; expected one image at least")
+    space.check_pictures(split.images, name)
+    if len(space.output_shape) != 1:
+        raise ValueError(f"networks of space {space.name} put out (B, {space.output_shape}); expected (B, classes)")
+    low, high = int(split.labels.min()), int(split.labels.max())
+    if low < 0 or high >= space.output_shape[0]:
+        wrong = low if low < 0 else high
+        raise ValueError(
+            f"{name} has the label {wrong}, the networks of space {space.name} have {space.output_shape[0]} "
+            "logits; expected labels from 0 to below that"
+        )
+
+
+def _checked_paths(space: SearchSpace, paths: Any) -> list[Path]:
+    if not isinstance(paths, (list, tuple)):
+        raise ValueError(f"watched is a {type(paths).__name__}; expected a list of paths")
+    checked = [space.check(path) for path in paths]
+    if not checked or len(set(checked)) < len(checked):
+        raise ValueError(f"watched are {len(checked)} paths, {len(set(checked))} different; expected some, each once")
+    return checked
 
 
 def _draw(space: SearchSpace, number: int, seed: int) -> list[Path]:
@@ -262,8 +385,12 @@ def _draw(space: SearchSpace, number: int, seed: int) -> list[Path]:
 
 def _seeds(seed: int) -> list[int]:
     """Independent seeds for the random start, the sampler and the shuffling."""
+    seed = _setting("seed", seed, int, "a whole number, 0 or above", lambda v: v >= 0)
     return [int(s) for s in np.random.SeedSequence(seed).generate_state(3)]
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:
-    return {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "nesterov": True}
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"recipe is a {type(recipe).__name__}; expected a mnas.train.Recipe")
+    nesterov = recipe.momentum > 0  # torch refuses it without momentum, where it changes nothing
+    return {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "nesterov": nesterov}

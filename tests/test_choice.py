@@ -243,7 +243,7 @@ def test_impossible_choices_are_refused(case):
 
 
 SEPARATE = {
-    "string": ("*running_mean", "separate='*running_mean' is one string; expected several patterns"),
+    "string": ("*running_mean", "separate='*running_mean'; expected several patterns"),
     "nothing": (("*bn*",), "separate pattern '*bn*' matches no tensor; expected some of ['0.bias', '0.num_batches_tra"),
 }
 

@@ -254,8 +254,9 @@ def test_nothing_is_kept_after_it(small):
 
 def test_scores_need_images(small):
     net = mnas.Supernet(small)
+    network = mnas.export(net, (0, 0))
     nothing = torch.zeros(0, 1, 28, 28), torch.zeros(0, dtype=torch.int64)
-    for score in (lambda: mnas.evaluate_paths(net, [(0, 0)], *nothing), lambda: mnas.evaluate(net, *nothing)):
+    for score in (lambda: mnas.evaluate_paths(net, [(0, 0)], *nothing), lambda: mnas.evaluate(network, *nothing)):
         with pytest.raises(ValueError, match="there are no images"):
             score()
 
