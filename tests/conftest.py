@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import mnas
-from mnas import data
+from mnas import checkpoint, data
+from mnas.files import Folder
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -49,3 +50,8 @@ def tool(name, *arguments, cwd=ROOT, **options):
 
 def rows(file):
     return [json.loads(line) for line in Path(file).read_text().splitlines()]
+
+
+def forget(run, *names):
+    """Files of a run, as if they had never been written."""
+    Folder(run, checkpoint.FORMAT).write({}, remove=names)

@@ -62,7 +62,7 @@ BAD = {
     "page without marks": (["--page", "docs/design.md"], "--page docs/design.md lacks the marks <!-- step -->"),
     "rows": (
         ["--redraw", "--out", "docs"],
-        "docs/step.jsonl cannot be read (No such file or dir",
+        "docs does not hold step.jsonl; restore it, or measure its rows again",
     ),
     "both": (["--redraw", "--quick"], "--redraw is for the page, which --quick leaves alone"),
     "threads": (["--threads", 0], 'Invalid value "0" for --threads'),

@@ -66,7 +66,7 @@ def test_both_set_up_commands_make_their_environment_and_ci_runs_the_second():
 
 def test_files_in_the_map_exist():
     rows = re.findall(r"^\| (`[a-z/_.]+`(?:, `[a-z/_.]+`)*) \|", README, flags=re.MULTILINE)
-    assert len(rows) == 25
+    assert len(rows) == 26
     for row in rows:
         first, *others = re.findall(r"`([a-z/_.]+)`", row)
         for name in (first, *(f"{first.rpartition('/')[0]}/{other}" for other in others)):

@@ -14,7 +14,7 @@ import study_text
 import study_words
 from conftest import ROOT, rows
 from scipy import stats
-from study_rows import Study, summary
+from study_rows import Study, study_folder, summary
 from test_tools import ARCHS, in_process
 
 from mnas import ranking
@@ -43,7 +43,7 @@ def made_up(path, supernets=6, scratch=5, seed=0, variants=()):
                 lines["rows" if name == kind else "variants"].append(row if name == kind else {"variant": name, **row})
     for name, found in lines.items():
         if found:
-            (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+            put(path / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in found))
     about = {"space": "mil4", "dataset": "mnist", "recipe": "short", "seeds": supernets, "variants": bool(variants)}
     about |= {"failed": [{"run": "scratch x seed 9", "arm": "scratch", "seed": 9, "reason": "loss is nan"}]}
     about |= {"arms": {name: {"sampler": "uniform", "after": None} for name in arms}, "limit_train": None}
@@ -51,8 +51,13 @@ def made_up(path, supernets=6, scratch=5, seed=0, variants=()):
     if "fine-tuned" in arms:
         about["arms"]["fine-tuned"]["after"] = "supernet"
     about |= {"environment": {"processor": "p", "cores": 2, "torch": "t"}}
-    (path / "study.json").write_text(json.dumps(about))
+    put(path / "study.json", json.dumps(about))
     return lines["rows"]
+
+
+def put(file, text):
+    """A file of a study, as tools/study.py writes it."""
+    study_folder(file.parent).write({file.name: text})
 
 
 def matrix(found, kind, key):
@@ -82,7 +87,7 @@ def test_a_report_leaves_nothing_of_an_earlier_one(tmp_path):
     made_up(tmp_path / "s", variants=("supernet-fair",))
     report.write(tmp_path / "s")
     assert (tmp_path / "s" / "samplers.png").exists()
-    (tmp_path / "s" / "variants.jsonl").unlink()
+    study_folder(tmp_path / "s").write({}, remove=["variants.jsonl"])
     report.write(tmp_path / "s")
     assert not (tmp_path / "s" / "samplers.png").exists()
     assert "samplers" not in (tmp_path / "s" / "README.md").read_text()
@@ -90,10 +95,12 @@ def test_a_report_leaves_nothing_of_an_earlier_one(tmp_path):
 
 @pytest.mark.parametrize("damage", ["{}", "[1]", "cut"])
 @pytest.mark.parametrize("name", ["rows.jsonl", "study.json"])
-def test_damaged_rows_are_one_line_and_status_2(name, damage, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("listed", [False, True])  # True: by somebody who has made the manifest fit
+def test_damaged_rows_are_one_line_and_status_2(listed, name, damage, tmp_path, monkeypatch, capsys):
     made_up(tmp_path / "s")
     file = tmp_path / "s" / name
-    file.write_text(file.read_text()[:-9] if damage == "cut" else damage)
+    content = file.read_text()[:-9] if damage == "cut" else damage
+    put(file, content) if listed else file.write_text(content)
     status, _, error = in_process(monkeypatch, capsys, "report", tmp_path / "s")
     assert (status, error.count("\n")) == (2, 1)
     assert str(tmp_path / "s") in error
@@ -103,7 +110,7 @@ def test_the_summary_is_computed_from_the_rows(tmp_path):
     found = made_up(tmp_path / "s")
     for row in found:  # the two sets of pictures disagree about two networks
         row["val_top1"] += {ARCHS[0]: 0.05, ARCHS[2]: -0.05}.get(row["arch"], 0)
-    (tmp_path / "s" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    put(tmp_path / "s" / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in found))
     report.write(tmp_path / "s")
     numbers = json.loads((tmp_path / "s" / "summary.json").read_text())
     supernet, scratch = matrix(found, "supernet", "test_top1"), matrix(found, "scratch", "test_top1")
@@ -143,7 +150,7 @@ def test_the_summary_is_computed_from_the_rows(tmp_path):
 def test_seeds_that_lack_a_network_are_left_out_of_rankings_and_still_in_the_rows(tmp_path):
     made_up(tmp_path / "s")
     file = tmp_path / "s" / "rows.jsonl"
-    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    put(file, "".join(file.read_text().splitlines(keepends=True)[:-1]))
     report.write(tmp_path / "s")
     numbers = json.loads((tmp_path / "s" / "summary.json").read_text())
     assert (numbers["scratch_seeds"], numbers["seeds_left_out"]) == (4, 1)
@@ -160,7 +167,7 @@ def test_estimators_and_variants_are_reported_at_their_cost(tmp_path):
         for p in ("frozen", "torch")
         for s in (10, 20)
     ]
-    (tmp_path / "s" / "drift.jsonl").write_text("".join(json.dumps(row) + "\n" for row in drift))
+    put(tmp_path / "s" / "drift.jsonl", "".join(json.dumps(row) + "\n" for row in drift))
     report.write(tmp_path / "s")
     found = {e["name"]: e for e in json.loads((tmp_path / "s" / "summary.json").read_text())["estimators"]}
     assert set(found) == {"parameters", "multiply-accumulates", "supernet", "scratch", *names}
@@ -186,7 +193,7 @@ def test_the_regret_of_one_run_from_scratch_leaves_that_run_out(tmp_path):
     for row in all_rows:  # two runs pick the worst network
         if row["kind"] == "scratch" and row["seed"] < 1002 and row["arch"] == ARCHS[0]:
             row["val_top1"] = 0.999
-    (tmp_path / "s" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in all_rows))
+    put(tmp_path / "s" / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in all_rows))
     found = {e["name"]: e for e in summary(Study(tmp_path / "s"))["estimators"]}
     of_scratch = [row for row in all_rows if row["kind"] == "scratch"]
     test, val = (matrix(of_scratch, "scratch", key) for key in ("test_top1", "val_top1"))
@@ -205,7 +212,7 @@ def test_the_regret_of_one_run_from_scratch_leaves_that_run_out(tmp_path):
 def test_what_few_networks_can_show(networks, sentence, tmp_path):
     found = made_up(tmp_path / "s")
     few = [json.dumps(row) for row in found if row["arch"] in ARCHS[:networks]]
-    (tmp_path / "s" / "rows.jsonl").write_text("\n".join(few) + "\n")
+    put(tmp_path / "s" / "rows.jsonl", "\n".join(few) + "\n")
     report.write(tmp_path / "s")
     page = (tmp_path / "s" / "README.md").read_text()
     assert sentence in page
@@ -239,7 +246,7 @@ def test_what_few_runs_say_is_called_a_range(tmp_path):
     for row in found:  # two supernets pick the best network, one the worst
         if row["kind"] == "supernet":
             row["val_top1"] = float(row["arch"] == ARCHS[3 * (row["seed"] > 0)])
-    (tmp_path / "s" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    put(tmp_path / "s" / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in found))
     report.write(tmp_path / "s")
     assert "A bootstrap of 3 runs is hardly more than their range" in (tmp_path / "s" / "README.md").read_text()
     assert json.loads((tmp_path / "s" / "summary.json").read_text())["regret_ci"][0] == 0
@@ -254,7 +261,7 @@ def test_collapsed_networks_are_named_and_counted(tmp_path):
     assert "## Networks that collapsed" not in (tmp_path / "s" / "README.md").read_text()
     file = tmp_path / "s" / "rows.jsonl"
     *others, last = file.read_text().splitlines()
-    file.write_text("\n".join([*others, json.dumps({**json.loads(last), "test_top1": 0.1})]) + "\n")
+    put(file, "\n".join([*others, json.dumps({**json.loads(last), "test_top1": 0.1})]) + "\n")
     report.write(tmp_path / "s")
     assert f"- scratch {ARCHS[3]} seed 1004: 10.00 %\n" in (tmp_path / "s" / "README.md").read_text()
     numbers = json.loads((tmp_path / "s" / "summary.json").read_text())
@@ -327,7 +334,7 @@ def test_studies_are_shown_beside_each_other(tmp_path, monkeypatch, capsys):
     found = {name: made_up(tmp_path / name, seed=number) for number, name in enumerate(names)}
     for name, changes in {"one_long": {"recipe": "long"}, "nested": {"space": "x"}, "other": {"dataset": "y"}}.items():
         about = json.loads((tmp_path / name / "study.json").read_text())
-        (tmp_path / name / "study.json").write_text(json.dumps({**about, **changes}))
+        put(tmp_path / name / "study.json", json.dumps({**about, **changes}))
     marks = {part: f"<!-- {part} -->\nold\n<!-- end of {part} -->\n" for part in ("headline", *report.OVERVIEW)}
     for name in ("a.md", "a.ru.md"):
         (tmp_path / name).write_text(marks["headline"])

@@ -181,7 +181,7 @@ BAD = {
     "out": ("study", ["--out", "README.md"], "cannot write to --out README.md: README.md is no"),
     "runs": ("study", ["--runs", "README.md/x"], "cannot write to --runs README.md/x: /"),
     "nothing": ("report", [], "no study is given"),
-    "no study": ("report", ["docs"], "docs/study.json is missing or damaged"),
+    "no study": ("report", ["docs"], "docs does not hold study.json"),
     "no page": ("report", ["results/mil4_mnist", "--headline", "docs"], "--headline docs is no file of text"),
     "no marks": ("report", ["results/mil4_mnist", "--overview", "README.md"], "--overview README.md lacks the marks"),
 }

@@ -19,9 +19,11 @@ import progress
 import pytest
 import sweep
 from common import Failure
-from conftest import ROOT, tool
+from conftest import ROOT, forget, tool
 from one_run import Run
 from test_tools import ARCHS, in_process, same_results
+
+from mnas.checkpoint import RunDirectory
 
 SWEEP = ("--mode", "scratch", "--arch", "all", "--threads", 1, "--limit-test", 300, "--lr", 0.02, "--batch-size", 50)
 SHORT = (*SWEEP, "--limit-train", 1000, "--validate-every", 2)
@@ -58,8 +60,8 @@ def test_two_at_a_time_write_what_one_after_the_other_writes(serial, tmp_path):
 def test_a_failed_run_does_not_end_the_others(jobs, serial, tmp_path):
     out, run = serial[0], tmp_path / "run"
     shutil.copytree(out, run)
-    for name in ("summary.json", "metrics.jsonl", "checkpoint.pt", f"{ARCHS[0]}/summary.json"):
-        (run / name).unlink()
+    forget(run, "summary.json", "metrics.jsonl", "checkpoint.pt")
+    forget(run / ARCHS[0], "summary.json")
     whole = (run / ARCHS[0] / "checkpoint.pt").read_bytes()
     (run / ARCHS[0] / "checkpoint.pt").write_bytes(whole[:-100])
     for arch in ARCHS[2:]:
@@ -102,7 +104,8 @@ def test_bad_jobs_are_one_line_and_status_2(arguments, message, tmp_path, monkey
 )
 def test_threads_are_divided_and_too_many_are_noted(jobs, threads, expected, noted, tmp_path, monkeypatch, capsys):
     trained = []
-    monkeypatch.setattr(common, "default_threads", lambda: 6)
+    monkeypatch.setattr(common, "cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(sweep, "train", lambda runs, *_: trained.extend(runs) or [Failure("enough")] * len(runs))
     given = [word for number in threads for word in ("--threads", number)]
     arguments = ("--mode", "scratch", "--arch", "all", "--jobs", jobs, *given, "--out", tmp_path / "run")
@@ -113,6 +116,10 @@ def test_threads_are_divided_and_too_many_are_noted(jobs, threads, expected, not
     assert json.loads((tmp_path / "run" / "config.json").read_text())["threads"] == expected
     assert "jobs" not in trained[0].config
     assert (f"note: --jobs {jobs} with --threads {expected} each on 6 cores" in error) == noted
+
+
+RESULT = {"arch": "a", "val_top1": 0.5, "test_top1": 0.5, "test_loss": None, "params": 1, "macs": 1}
+SUMMARY = {"mode": "scratch", "space": "mil4", "dataset": "mnist", "train_seconds": 1, "paths": [RESULT]}
 
 
 def run_of(path, name="a"):
@@ -133,15 +140,15 @@ def test_outcomes_follow_the_runs_whatever_is_raised(tmp_path, monkeypatch, caps
         finish(run)
 
     def finish(run):
-        run.path.mkdir()
-        (run.path / "summary.json").write_text(json.dumps({"name": run.name}))
+        directory = RunDirectory(run.path)
+        directory.create({"name": run.name})
+        directory.finish(SUMMARY | {"seed": len(run.name)})
 
     finish(runs[0])
     monkeypatch.setattr(one_run, "train", train)
     outcomes = sweep.train(runs, 1, tmp_path, 200)
     assert begun == ["failed", "bug", "fine"]
-    assert outcomes[0] == {"name": "done"}
-    assert outcomes[3] == {"name": "fine"}
+    assert [outcomes[number]["seed"] for number in (0, 3)] == [4, 4]
     assert [str(o) for o in outcomes[1:3]] == ["loss is nan", "KeyError: 'x'"]
     printed, error = capsys.readouterr()
     assert "Traceback" in error

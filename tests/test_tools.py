@@ -4,14 +4,16 @@ import json
 import re
 import resource
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import process
 import pytest
 import torch
-from conftest import ROOT, rows, tool
+from conftest import ROOT, forget, rows, tool
 
 import mnas
 
@@ -23,6 +25,7 @@ def in_process(monkeypatch, capsys, name, *arguments):
     """A tool inside this process, which saves importing torch; returns its status, stdout and stderr."""
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(process, "prepare", lambda: None)  # hooks and signals of this process are pytest's
     status = 0
     try:
         runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
@@ -72,12 +75,19 @@ BAD = {
     "negative": (["--mode", "supernet", "--batch-size", -4], 'Invalid value "-4" for --batch-size'),
     "nan": (["--mode", "supernet", "--lr", "nan"], 'Invalid value "nan" for --lr'),
     "infinite": (["--mode", "supernet", "--lr", "inf"], 'Invalid value "inf" for --lr'),
-    "no number": (["--mode", "supernet", "--seed", "x"], 'unable to convert "x" into int'),
+    "no number": (["--mode", "supernet", "--seed", "x"], '"x" is no whole number. See --help.'),
+    "seed with a fraction": (["--mode", "supernet", "--seed", "1.5"], 'Invalid value for --seed: "1.5" is no whole'),
+    "count with a fraction": (["--mode", "supernet", "--batch-size", "1.5"], '"1.5" is no whole number'),
+    "count as a float": (["--mode", "supernet", "--limit-train", "1e3"], '"1e3" is no whole number'),
+    "empty start": (["--mode", "scratch", "--arch", ARCHS[0], "--start", ""], "--start is empty; give it a value"),
+    "empty out": (["--mode", "supernet", "--out="], "--out is empty; give it a value or leave it out"),
+    "long name": (["--mode", "supernet", "--out", "x" * 256], "a name in the path has 256 bytes, expected 255"),
+    "long path": (["--mode", "supernet", "--out", "/".join(["x" * 200] * 30)], "File name too long"),
     "negative seed": (["--mode", "supernet", "--seed", -1], 'Invalid value "-1" for --seed'),
     "file as out": (["--mode", "supernet", "--out", "setup.cfg"], "setup.cfg is a file; give --out a directory"),
     "unwritable out": (["--mode", "supernet", "--out", "/proc/run"], "cannot write to /proc/run"),
     "occupied out": (["--mode", "supernet", "--out", "tests"], "tests is not empty; --resume continues"),
-    "resume nothing": (["--resume", "--out", "tests"], "tests is not a run directory: config.json"),
+    "resume nothing": (["--resume", "--out", "tests"], "tests is not a run directory: it has no config.json"),
 }
 
 
@@ -219,7 +229,7 @@ def test_export_fails_if_the_written_network_disagrees(supernet, tmp_path, monke
 
 
 BAD_FILES = {
-    "no run": ("evaluate", ["--checkpoint", "tests"], "tests is not a run directory: config.json"),
+    "no run": ("evaluate", ["--checkpoint", "tests"], "tests is not a run directory: it has no config.json"),
     "unknown arch": ("evaluate", ["--checkpoint", "RUN", "--arch", "x"], "'x' is not in space mil4"),
     "existing rows": ("evaluate", ["--checkpoint", "RUN", "--out", "setup.cfg"], "setup.cfg exists"),
     "occupied out": ("export", ["--checkpoint", "RUN", "--arch", ARCHS[0], "--out", "tests"], "tests is not empty"),
@@ -242,14 +252,13 @@ def test_bad_input_of_evaluate_and_export(case, supernet, monkeypatch, capsys):
 def test_damaged_checkpoints_and_other_settings_are_refused(supernet, monkeypatch, capsys, tmp_path):
     out, _ = supernet
     run = tmp_path / "run"
-    run.mkdir()
-    for name in ("config.json", "times.json"):
-        (run / name).write_bytes((out / name).read_bytes())
+    shutil.copytree(out, run)
+    forget(run, "summary.json", "metrics.jsonl")
     whole = (out / "checkpoint.pt").read_bytes()
     (run / "checkpoint.pt").write_bytes(whole[:-100])
     status, _, error = in_process(monkeypatch, capsys, "train", "--resume", "--out", run)
     assert status == 2
-    assert "checkpoint.pt is damaged or no checkpoint" in error
+    assert "checkpoint.pt is damaged" in error
     assert (run / "checkpoint.pt").read_bytes() == whole[:-100]
     (run / "checkpoint.pt").write_bytes(whole)
     status, _, error = in_process(monkeypatch, capsys, "train", "--resume", "--out", run, "--lr", 0.2)
@@ -364,7 +373,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
     process.kill()
     process.communicate()
     before = (out / "checkpoint.pt").read_bytes()
-    (out / ".times.json.1").write_text("{")  # as a kill in the middle of a write leaves it
+    (out / ".times.json.0123456789abcdef.mnas").write_text("{")  # as a kill in the middle of a write leaves it
 
     def no_space():  # files may not grow beyond 100 kB, less than a checkpoint
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -10,8 +10,9 @@ import torch
 from conftest import ROOT
 
 import mnas
-from mnas.checkpoint import RunDirectory, RunError, write_atomically
+from mnas.checkpoint import RunDirectory
 from mnas.data import Split, shifted
+from mnas.files import FolderError, write_atomically
 from mnas.sampler import FairSampler, UniformSampler
 from mnas.train import DivergedError, Recipe, _options, _seeds, scratch_trainer, supernet_trainer
 
@@ -226,53 +227,60 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
         def __reduce__(self):
             return print, ("unpickled!",)
 
-    torch.save({"format": "mnas-run-1", "x": Evil()}, tmp_path / "evil.pt")
+    torch.save({"format": "mnas-run-3", "x": Evil()}, tmp_path / "newer.pt")
     torch.save({"weights": {}}, tmp_path / "foreign.pt")
-    evil, foreign = ((tmp_path / f"{name}.pt").read_bytes() for name in ("evil", "foreign"))
-    for content in (whole[:-50], whole[: len(whole) // 2], b"", b"text", evil):
+    newer, foreign = ((tmp_path / f"{name}.pt").read_bytes() for name in ("newer", "foreign"))
+    other = RunDirectory(tmp_path / "other")
+    other.create({"seed": 2})
+    other.save({"step": torch.tensor(1)})
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for content, message in [
+        (whole[:-50], "is damaged, or of another moment of this run"),
+        (bytes(flipped), "is damaged, or of another moment of this run"),
+        (b"", "is damaged or no checkpoint of mnas"),
+        (foreign, "is damaged or no checkpoint of mnas"),
+        (newer, r"is a checkpoint of another version of mnas \(mnas-run-3, expected mnas-run-2\)"),
+        ((other.path / "checkpoint.pt").read_bytes(), "is a checkpoint of another run"),
+    ]:
         file.write_bytes(content)
-        with pytest.raises(RunError, match="is damaged or no checkpoint"):
+        with pytest.raises(FolderError, match=message):
             run.load()
-    file.write_bytes(foreign)
-    with pytest.raises(RunError, match="not a checkpoint of this version"):
-        run.load()
-    (run.path / "config.json").write_text('{"seed": ')
-    with pytest.raises(RunError, match=r"config\.json is damaged"):
-        run.config()
+    for name in ("checkpoint.pt", "manifest.json"):  # with its digests, too
+        (run.path / name).write_bytes((other.path / name).read_bytes())
+    with pytest.raises(FolderError, match=r"config\.json is damaged or of another place"):
+        RunDirectory(run.path).load()
+    (other.path / "checkpoint.pt").unlink()
+    other.save({"step": torch.tensor(2)})  # a process that goes on writes it again
+    assert other.load()["step"] == 2
+    other.save({"step": torch.tensor(3)})
+    (other.path / "checkpoint.pt").unlink()
+    with pytest.raises(FolderError, match=r"checkpoint\.pt is missing; restore it"):
+        other.load()
 
 
 def test_existing_directories_are_not_overwritten(tmp_path):
     run = RunDirectory(tmp_path / "run")
     run.create({"seed": 1})
-    with pytest.raises(RunError, match="is not empty; --resume continues"):
+    with pytest.raises(FolderError, match="is not empty; --resume continues"):
         run.create({"seed": 1})
-    with pytest.raises(RunError, match="was begun with --seed 1, not 2"):
+    with pytest.raises(FolderError, match="was begun with --seed 1, not 2"):
         run.check_config({"seed": 2})
     assert json.loads((run.path / "config.json").read_text())["environment"]["threads"] >= 1
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunError, match="is a file; give --out a directory"):
+    with pytest.raises(FolderError, match="is a file; give --out a directory"):
         RunDirectory(tmp_path / "file").create({})
 
 
 def test_library_imports_follow_the_data_flow():
     """No cycles: each module imports only modules that come before it."""
-    order = [
-        "places",
-        "masking",
-        "gradient_mask",
-        "partition",
-        "optim",
-        "merge",
-        "choice",
-        "space",
-        "spaces",
-        "prefix",
-        "supernet",
-        "sampler",
-    ]
-    order += ["export", "recalibrate", "cost", "data", "evaluate", "ranking", "train", "checkpoint"]
+    order = ["places", "masking", "gradient_mask", "partition", "optim", "merge", "enclosing", "choice", "space"]
+    order += ["spaces", "prefix", "supernet", "sampler", "files", "schema", "export", "source", "recalibrate", "cost"]
+    order += ["data", "evaluate", "ranking", "train", "checkpoint"]
     for position, name in enumerate(order):
         text = (ROOT / "mnas" / f"{name}.py").read_text()
-        imported = set(re.findall(r"from mnas\.(\w+) import", text))
+        imported = set(re.findall(r"from mnas\.(\w+) import", text)) | (
+            set(re.findall(r"from mnas import ([\w, ]+)", text)[0].split(", ")) if "from mnas import" in text else set()
+        )
         assert imported <= set(order[:position]), name
     assert {p.stem for p in (ROOT / "mnas").glob("*.py")} == {*order, "__init__"}

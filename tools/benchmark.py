@@ -13,6 +13,11 @@ go to OUT/*.jsonl. The same functions under pytest-benchmark: python -m pytest t
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, in which Ctrl-C may come
+    import process
+
+    process.prepare()
+
 import os
 import random
 from dataclasses import dataclass
@@ -20,7 +25,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import common
-from common import Count, Seed
+from common import Count, Seed, UserPath
 from cyclopts import App, Parameter
 
 PARTS = ("step", "scaling", "evaluate", "mixture", "settings", "sweep")
@@ -36,9 +41,9 @@ class Options:
     "Few rounds and cases, into results/benchmarks-quick; leaves the page alone."
     redraw: Annotated[bool, Parameter(negative=())] = False
     "Measure nothing; make tables and figures from the rows in OUT."
-    out: Path | None = None
+    out: UserPath | None = None
     "Directory for the rows. [default: results/benchmarks]"
-    page: Path = Path("docs/benchmarks.md")
+    page: UserPath = Path("docs/benchmarks.md")
     "The page whose tables are rewritten; figures go to the directory of its name beside it."
     seed: Seed = 0
     "Decides weights, pictures and the order of measuring."

@@ -1,4 +1,4 @@
-"""What the tools share: the one place for runtime settings, the way errors end, and access to finished runs."""
+"""What the tools share: the one place for runtime settings, kinds of options, and access to finished runs and rows."""
 
 from __future__ import annotations
 
@@ -6,43 +6,66 @@ import contextlib
 import ctypes
 import os
 import platform
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import Parameter
 from cyclopts.validators import Number
+from process import Failure, run
+
+__all__ = ["Failure", "run"]
 
 if TYPE_CHECKING:  # torch takes seconds to import: not before the arguments are known to be good
+    from cyclopts import Token
     from torch import Tensor, nn
 
     from mnas import SearchSpace, Supernet
     from mnas.checkpoint import RunDirectory
     from mnas.data import Data, Split
     from mnas.evaluate import Score
+    from mnas.files import Folder
 
-Count = Annotated[int, Parameter(validator=Number(gt=0, lte=2**31))]
-Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**63))]
+
+def _integer(_: Any, tokens: Sequence[Token]) -> int:
+    """Whole numbers alone: cyclopts by itself rounds 1.5 to 2."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f'"{tokens[0].value}" is no whole number') from None
+
+
+def _path(_: Any, tokens: Sequence[Token]) -> Path:
+    """~ is the home directory wherever it stands: no shell expands it behind --out=."""
+    try:
+        path = Path(tokens[0].value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f'"{tokens[0].value}": {error}') from None
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if longest > LONGEST_NAME:
+        raise ValueError(f"a name in the path has {longest} bytes, expected {LONGEST_NAME} at most")
+    return path
+
+
+LONGEST_NAME = 255  # bytes, of a file on Linux, macOS and Windows
+
+Count = Annotated[int, Parameter(converter=_integer, validator=Number(gt=0, lte=2**31))]
+Seed = Annotated[int, Parameter(converter=_integer, validator=Number(gte=0, lt=2**63))]
+UserPath = Annotated[Path, Parameter(converter=_path)]
 Positive = Annotated[float, Parameter(validator=Number(gt=0, lte=1e6))]
 COLUMNS = ("arch", "val top-1 %", "test top-1 %", "test loss", "params", "MACs")
 
 
-class Failure(Exception):
-    """Ends a tool with one line on stderr. status: 2 for a user's mistake, 1 for a run that failed."""
-
-    def __init__(self, message: str, status: int = 1) -> None:
-        super().__init__(" ".join(message.split()))
-        self.status = status
-
-
 @contextlib.contextmanager
-def user_input() -> Iterator[None]:
-    """Where the library judges what the user gave: its ValueError is the user's mistake, not ours."""
+def user_input(kind: type[ValueError] = ValueError) -> Iterator[None]:
+    """Where the library judges what the user gave: its ValueError is the user's mistake, not ours. kind: FolderError
+    alone, where much else is done beside judging files."""
     try:
         yield
-    except ValueError as error:
+    except kind as error:
         raise Failure(str(error), status=2) from error
 
 
@@ -53,22 +76,6 @@ def writing(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise Failure(f"cannot write to {directory} ({error.strerror}); what it held before is intact") from error
-
-
-def run(app: App) -> None:
-    """The tool: parse, act, and turn what goes wrong into an exit status and one line."""
-    try:
-        app(sys.argv[1:], exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        message, status = f"{' '.join(str(error).split())} See --help.", 2
-    except Failure as failure:
-        message, status = str(failure), failure.status
-    except KeyboardInterrupt:
-        message, status = "interrupted", 130
-    else:
-        return
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(status)
 
 
 def configure_runtime(threads: int | None, keep_memory: bool = True) -> None:
@@ -103,9 +110,9 @@ def list_spaces() -> str:
 
     lines = []
     for name, make in spaces.SPACES.items():
-        space, (about, *_) = make(), make.__doc__.split("\n\n")
+        space = make()
         shape = "x".join(map(str, space.input_shape))
-        lines.append(f"{name:12} {space.size:>6,} networks on {shape}: {' '.join(about.split())}")
+        lines.append(f"{name:12} {space.size:>6,} networks on {shape}: {space.about}")
     return "\n".join(lines)
 
 
@@ -120,8 +127,11 @@ def load_data(
 
     with user_input():
         loaded = data.load(dataset, root)
+    if not loaded.verified:
+        print(f"note: {dataset} in {root} is not known to be the published data set", file=sys.stderr)
     splits = loaded.train.first(limit_train), loaded.validation, loaded.test.first(limit_test)
-    return data.Data(*(for_training(split, channels_last) for split in splits))
+    splits = (for_training(split, channels_last) for split in splits)
+    return data.Data(*splits, verified=loaded.verified, sha256=loaded.sha256)
 
 
 def table(paths: list[dict[str, Any]]) -> str:
@@ -135,13 +145,17 @@ def table(paths: list[dict[str, Any]]) -> str:
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """A run directory opened for evaluation or export."""
+class SavedRun:
+    """A run directory opened for evaluation or export, finished or not."""
 
     directory: RunDirectory
     config: dict[str, Any]
     space: SearchSpace
     weights: dict[str, dict[str, Any]]
+
+    def say_if_unfinished(self) -> None:
+        if not self.directory.finished:
+            print(f"note: {self.directory.path} is not finished; its weights are those so far", file=sys.stderr)
 
     def archs(self, wanted: str, seed: int) -> list[str]:
         """The architectures that `all`, `random` or a name stands for in this run."""
@@ -204,11 +218,11 @@ class FinishedRun:
     def _fill(self, module: nn.Module, weights: dict[str, Any]) -> None:
         try:
             module.load_state_dict(weights)
-        except RuntimeError as error:
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise Failure(f"the checkpoint in {self.directory.path} does not fit {self.space.name}", 2) from error
 
 
-def open_run(path: Path) -> FinishedRun:
+def open_run(path: Path) -> SavedRun:
     """A run directory, or the checkpoint.pt in it."""
     from mnas import spaces
     from mnas.checkpoint import RunDirectory
@@ -219,9 +233,16 @@ def open_run(path: Path) -> FinishedRun:
         state = directory.load()
         if state is None:
             raise Failure(f"{directory.path} has no checkpoint yet; continue it with --resume", status=2)
-        if not {"mode", "space", "dataset"} <= set(config) or not isinstance(state.get("weights"), dict):
-            raise Failure(f"{directory.path} is not the directory of a run", status=2)
-        return FinishedRun(directory, config, spaces.get(config["space"]), state["weights"])
+        weights = state.get("weights")
+        expected = {"supernet"} if config["mode"] == "supernet" else None
+        if not isinstance(weights, dict) or not weights or (expected and set(weights) != expected):
+            raise Failure(f"{directory.path} does not hold the weights of a {config['mode']} run; restore it", 2)
+        return SavedRun(directory, config, spaces.get(config["space"]), weights)
+
+
+def resume_command(directory: Path) -> str:
+    """What to add to the command to continue a run, as a shell takes it."""
+    return f"--resume --out {shlex.quote(str(directory))}"
 
 
 def _marks(part: str) -> tuple[str, str]:
@@ -240,34 +261,40 @@ def check_page(page: Path, parts: tuple[str, ...], flag: str = "--page", like: s
             raise Failure(f"{flag} {page} lacks the marks {begin.strip()} and {end}; restore them", status=2)
 
 
+def rows_folder(out: Path) -> Folder:
+    """Where measured rows are kept, with the digests of their files."""
+    from mnas.files import Folder
+
+    return Folder(out, "mnas-rows-1")
+
+
 def record(out: Path, part: str, rows: list[dict[str, Any]], /, **settings: Any) -> None:
     """Measured rows, OUT/<part>.jsonl, and beside them how they were measured."""
-    import json
+    from mnas import files
+    from mnas.checkpoint import environment
 
-    from mnas.checkpoint import environment, write_atomically, write_json
-
-    with writing(out):
+    about = files.dumps({**settings, "environment": environment()}, indent=2) + "\n"
+    with writing(out), user_input():
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / f"{part}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        write_json(out / f"{part}-config.json", {**settings, "environment": environment()})
+        folder = rows_folder(out)
+        with folder.lock():
+            folder.write({f"{part}.jsonl": files.lines(rows), f"{part}-config.json": about}, settle=True)
 
 
 def recorded(out: Path, part: str) -> list[dict[str, Any]]:
     """The rows of OUT/<part>.jsonl."""
-    import json
+    from mnas import files
 
-    file = out / f"{part}.jsonl"
     try:
-        return [json.loads(line) for line in file.read_text().splitlines()]
-    except OSError as error:
-        raise Failure(f"{file} cannot be read ({error.strerror}); measure its rows first", status=2) from error
+        return files.parse_lines(rows_folder(out).read(f"{part}.jsonl"), dict, out / f"{part}.jsonl")
     except ValueError as error:
-        raise Failure(f"{file} is damaged ({error}); restore it, or measure its rows again", status=2) from error
+        reason = str(error).removesuffix("; restore it")
+        raise Failure(f"{reason}; restore it, or measure its rows again", status=2) from error
 
 
 def publish(page: Path, part: str, text: str) -> None:
     """Bring the table of a part on a page up to date."""
-    from mnas.checkpoint import write_atomically
+    from mnas.files import write_atomically
 
     with writing(page):
         write_atomically(page, replaced(page.read_text(), part, text))
@@ -286,6 +313,14 @@ def markdown(body: list[list[str]], headers: list[str]) -> str:
     return tabulate(body, headers, tablefmt="github", disable_numparse=True)
 
 
+def cores() -> int:
+    """Those that this process may use, by its affinity and by the quota of its container."""
+    from joblib.externals.loky import cpu_count
+
+    return cpu_count()
+
+
 def default_threads() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """As many as there are cores, and not more than OMP_NUM_THREADS says."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(cores(), int(wanted)) if wanted.isdecimal() and int(wanted) > 0 else cores()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +15,19 @@ POLICIES = ("frozen", "torch")
 EVERY = 10  # steps a row
 
 
-def kept(file: Path, config: dict[str, Any], data: Data, seeds: int) -> list[dict[str, Any]]:
-    """The rows of `measure`, from the file if it has those of the same settings."""
-    import json
-
-    from mnas.checkpoint import write_json
+def kept(directory: Path, config: dict[str, Any], data: Data, seeds: int) -> list[dict[str, Any]]:
+    """The rows of `measure`, from DIRECTORY/drift.jsonl if it has those of the same settings."""
+    from mnas.files import parse
 
     settings = {"seeds": seeds, "every": EVERY, **config}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(file.read_text())
-        if found["settings"] == settings:
-            return found["rows"]
+    folder = common.rows_folder(directory)
+    with common.user_input():
+        if "drift.jsonl" in folder.names():
+            about = parse(folder.read("drift-config.json"), dict, directory / "drift-config.json")
+            if {key: value for key, value in about.items() if key != "environment"} == settings:
+                return common.recorded(directory, "drift")
     rows = measure(config, data, seeds)
-    with common.writing(file):
-        write_json(file, {"settings": settings, "rows": rows})
+    common.record(directory, "drift", rows, **settings)
     return rows
 
 

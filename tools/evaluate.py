@@ -6,19 +6,24 @@ python tools/evaluate.py --checkpoint DIR --arch random --seed 3                
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, in which Ctrl-C may come
+    import process
+
+    process.prepare()
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import common
-from common import Count, Failure, Seed
+from common import Count, Failure, Seed, UserPath
 from cyclopts import App, Parameter
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    checkpoint: Path
+    checkpoint: UserPath
     "Run directory of tools/train.py."
     arch: str = "all"
     "The network, as conv3x3-conv5x5; all; or random: one drawn by --seed."
@@ -28,13 +33,13 @@ class Options:
     "Running statistics: of 2,000 training images for each network, or as stored. [default: as the run had it]"
     seed: Seed = 0
     "For --arch random."
-    data_root: Path = Path("data")
+    data_root: UserPath = Path("data")
     "Where the data sets other than mnist are."
     limit_test: Count | None = None
     "Use only the first N images of the split."
     threads: Count | None = None
     "Threads. [default: all cores]"
-    out: Path | None = None
+    out: UserPath | None = None
     "Also write the rows here, one JSON object a line; a new file."
 
 
@@ -48,17 +53,15 @@ def main(options: Options) -> None:
     if options.out is not None and not options.out.parent.is_dir():
         raise Failure(f"{options.out.parent} is no directory; give --out a file in an existing one", status=2)
 
-    import json
-
     from tabulate import tabulate
     from tqdm import tqdm
 
-    from mnas import cost
-    from mnas.checkpoint import write_atomically
+    from mnas import cost, files
     from mnas.train import BN_IMAGES
 
     common.configure_runtime(options.threads or common.default_threads())
     run = common.open_run(options.checkpoint)
+    run.say_if_unfinished()
     archs = run.archs(options.arch, options.seed)
     bn = options.bn or run.config.get("bn", "stored")
     data = common.load_data(run.config["dataset"], options.data_root, run.config.get("limit_train"))
@@ -78,7 +81,7 @@ def main(options: Options) -> None:
     print(tabulate(shown, headers, floatfmt=("", ".2f", ".4f"), intfmt=","))
     if options.out is not None:
         with common.writing(options.out):
-            write_atomically(options.out, "".join(json.dumps(row) + "\n" for row in rows))
+            files.write_atomically(options.out, files.lines(rows))
 
 
 if __name__ == "__main__":

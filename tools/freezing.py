@@ -10,6 +10,11 @@ one interleaved run. memory: bytes of optimizer state by share of active entries
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, in which Ctrl-C may come
+    import process
+
+    process.prepare()
+
 import random
 import statistics
 import time
@@ -19,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import common
-from common import Count, Seed
+from common import Count, Seed, UserPath
 from cyclopts import App, Parameter
 
 if TYPE_CHECKING:
@@ -57,9 +62,9 @@ class Options:
     "Measure one part. [default: all]"
     quick: Annotated[bool, Parameter(negative=())] = False
     "Few steps and rounds, into results/freezing-quick; leaves the page alone."
-    out: Path | None = None
+    out: UserPath | None = None
     "Directory for the rows. [default: results/freezing]"
-    page: Path = Path("docs/freezing.md")
+    page: UserPath = Path("docs/freezing.md")
     "The page whose tables are rewritten. [default: docs/freezing.md]"
     seed: Seed = 0
     "Decides weights, batches and masks."

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,30 +55,52 @@ _load = functools.lru_cache(maxsize=1)(common.load_data)
 def train(run: Run, report: Report, data_root: Path, checkpoint_every: int) -> None:
     """Train to the end, then read the test set once and write the summary. Raises Failure, also when stopped."""
     from mnas.checkpoint import RunDirectory
-    from mnas.train import DivergedError
+    from mnas.files import FolderError
 
     if number := report(run.name):
         raise Failure("stopped before it began", status=128 + number)
     common.configure_runtime(run.config["threads"], run.config["keep_memory"])
-    directory = RunDirectory(run.path)
+    directory, data = RunDirectory(run.path), load(run.config, data_root)
+    with common.user_input(FolderError), locked(directory, run.config, data):
+        _train(run, directory, data, report, checkpoint_every)
+
+
+@contextlib.contextmanager
+def locked(directory: RunDirectory, config: dict[str, Any], data: Data) -> Iterator[None]:
+    """The directory of a run, begun now or before with the same settings and data, for this process alone.
+
+    Raises FolderError or Failure where it cannot be that.
+    """
+    if not directory.begun:
+        with directory.new():
+            directory.create(config, data.found)
+            yield
+        return
+    directory.check_config(config)
+    with common.writing(directory.path), directory.lock():
+        directory.recover()
+        if directory.data() not in (None, data.found):
+            raise Failure(
+                f"{directory.path} was begun with other data than {config['dataset']} has now "
+                f"({directory.data()}, not {data.found}); restore them, or start a new run",
+                status=2,
+            )
+        yield
+
+
+def _train(run: Run, directory: RunDirectory, data: Data, report: Report, checkpoint_every: int) -> None:
+    from mnas.train import DivergedError
+
     with common.user_input():
-        if (run.path / "config.json").exists():
-            directory.check_config(run.config)
-            with common.writing(directory.path):
-                directory.tidy()
-        else:
-            directory.create(run.config)
-    data = load(run.config, data_root)
-    trainer = trainer_of(run.config, data)
+        trainer = trainer_of(run.config, data)
     report = functools.partial(report, run.name)
     begun = time.monotonic() - _restore(directory, trainer, report)
 
     def save() -> None:
         with common.writing(directory.path):
             weights = {run.config.get("arch") or "supernet": trainer.module.state_dict()}
-            directory.save({"trainer": trainer.state_dict(), "weights": weights})
-            directory.write_rows(trainer.rows)
-            directory.write_seconds(time.monotonic() - begun)
+            state = {"trainer": trainer.state_dict(), "weights": weights}
+            directory.save(state, trainer.rows, time.monotonic() - begun)
 
     while not trainer.finished:
         try:
@@ -86,19 +109,19 @@ def train(run: Run, report: Report, data_root: Path, checkpoint_every: int) -> N
             raise Failure(str(error)) from error
         due = trainer.due
         line = _epoch_line(trainer) if due else None
-        number = report(line, step=trainer.step, total=trainer.total_steps, loss=loss)
+        number = report(step=trainer.step, total=trainer.total_steps, loss=loss)
         if due or trainer.step % checkpoint_every == 0 or number:
             save()
+        if line is not None:  # once what it says is safe
+            report(line)
         if number and not trainer.finished:
-            raise Failure(
-                f"stopped at step {trainer.step} of {trainer.total_steps}; continue with --resume --out {run.path}",
-                status=128 + number,
-            )
+            at, how = f"stopped at step {trainer.step} of {trainer.total_steps}", common.resume_command(run.path)
+            raise Failure(f"{at}; continue with {how}", status=128 + number)
     seconds = time.monotonic() - begun
     summary = {**identity(run.config), "train_seconds": round(seconds, 2), "steps": trainer.step}
     summary["paths"] = _results(trainer, data)
     with common.writing(directory.path):
-        directory.finish(summary)
+        directory.finish(summary, trainer.rows, seconds)
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
@@ -111,8 +134,7 @@ def trainer_of(config: dict[str, Any], data: Data) -> Trainer:
     from mnas import spaces
     from mnas.train import Recipe, scratch_trainer, supernet_trainer
 
-    with common.user_input():
-        space = spaces.get(config["space"])
+    space = spaces.get(config["space"])
     recipe = Recipe(**{key: config[key] for key in RECIPE if key in config})
     if config["mode"] == "supernet":
         options = {key: config[key] for key in OWN["supernet"] if key != "epochs"}
@@ -141,19 +163,18 @@ def _restore(directory: RunDirectory, trainer: Trainer, report: Report) -> float
     """Bring the trainer to the last checkpoint; returns the seconds that it took to get there."""
     import torch
 
-    with common.user_input():
-        state = directory.load()
-        if state is None:
-            return 0.0
-        try:
-            trainer.load_state_dict(state["trainer"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise Failure(f"the checkpoint in {directory.path} does not fit its config.json; restore it", 2) from error
-        began_with = directory.environment().get("torch")
-        if began_with not in (None, torch.__version__):
-            report(f"note: begun with torch {began_with}, continued with {torch.__version__}: bits may differ")
-        report(f"continuing at step {trainer.step} of {trainer.total_steps}")
-        return directory.seconds()
+    state = directory.load()
+    if state is None:
+        return 0.0
+    try:
+        trainer.load_state_dict(state["trainer"])
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise Failure(f"the checkpoint in {directory.path} does not fit its config.json; restore it", 2) from error
+    began_with = directory.environment().get("torch")
+    if began_with not in (None, torch.__version__):
+        report(f"note: begun with torch {began_with}, continued with {torch.__version__}: bits may differ")
+    report(f"continuing at step {trainer.step} of {trainer.total_steps}")
+    return directory.seconds()
 
 
 def _epoch_line(trainer: Trainer) -> str:

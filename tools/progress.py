@@ -16,15 +16,21 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 REPORT_EVERY = 0.1  # seconds between the reports of a worker: seldom enough to cost nothing
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 class Interruption:
-    """Turns the first Ctrl-C or SIGTERM into a flag, so that runs end between two steps; the second one kills."""
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a flag, so that runs end between two steps; the second one kills.
+
+    A SIGHUP that was ignored before, as under nohup, stays so.
+    """
 
     def __enter__(self) -> Interruption:
         self.signal = 0
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        heard = [
+            number for number in SIGNALS if number not in SIGNALS[2:] or signal.getsignal(number) != signal.SIG_IGN
+        ]
+        self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -33,7 +39,7 @@ class Interruption:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.signal = number
-        for number in SIGNALS:
+        for number in self._before:
             signal.signal(number, signal.SIG_DFL)
 
 

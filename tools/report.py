@@ -9,12 +9,17 @@ from it in their recipe; a page named *.ru.md gets it in Russian. --overview put
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, in which Ctrl-C may come
+    import process
+
+    process.prepare()
+
 import shlex
 from pathlib import Path
 from typing import Annotated
 
 import common
-from common import Failure
+from common import Failure, UserPath
 from cyclopts import App, Parameter
 
 OVERVIEW = ("studies", "against-first")  # the parts of docs/results.md
@@ -24,9 +29,9 @@ app = App(help=__doc__, help_format="plaintext", version_flags=())
 
 @app.default
 def main(
-    *studies: Annotated[Path, Parameter(help="Directories with rows.jsonl.")],
-    headline: Annotated[tuple[Path, ...], Parameter(help="Page that shows the first study, as README.md.")] = (),
-    overview: Annotated[Path | None, Parameter(help="Page that shows all studies, as docs/results.md.")] = None,
+    *studies: Annotated[UserPath, Parameter(help="Directories with rows.jsonl.")],
+    headline: Annotated[tuple[UserPath, ...], Parameter(help="Page that shows the first study, as README.md.")] = (),
+    overview: Annotated[UserPath | None, Parameter(help="Page that shows all studies, as docs/results.md.")] = None,
 ) -> None:
     if not studies:
         raise Failure("no study is given; expected directories with rows.jsonl, as results/mil4_mnist", status=2)
@@ -73,14 +78,14 @@ def write(path: Path) -> str:
     from study_rows import Study, summary
     from study_words import ENGLISH
 
-    from mnas.checkpoint import write_atomically, write_json
+    from mnas import files
 
     study = Study(path)
     found = summary(study)
     with common.writing(path):
         drawn = study_figures.draw(study, found)
-        write_json(path / "summary.json", found)
-        write_atomically(path / "README.md", study_text.page(study, found, drawn))
+        files.write_atomically(path / "summary.json", files.dumps(found, indent=2) + "\n")
+        files.write_atomically(path / "README.md", study_text.page(study, found, drawn))
     return "\n\n".join([study_text.headline(study, "simple"), ENGLISH.ranking(found), f"report: {path}"])
 
 

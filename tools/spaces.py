@@ -8,13 +8,18 @@ largest network needs alone; rows go to OUT/memory.jsonl. The accuracies are tho
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, in which Ctrl-C may come
+    import process
+
+    process.prepare()
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import common
-from common import Seed
+from common import Seed, UserPath
 from cyclopts import App, Parameter
 
 if TYPE_CHECKING:
@@ -28,11 +33,11 @@ PATHS = (1, 10)
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    out: Path = Path("results/spaces")
+    out: UserPath = Path("results/spaces")
     "Directory for the rows."
-    runs: Path = Path("results/mil9")
+    runs: UserPath = Path("results/mil9")
     "Directory with the summaries of supernet runs, seedN-summary.json."
-    page: Path = Path("docs/spaces.md")
+    page: UserPath = Path("docs/spaces.md")
     "The page whose table is rewritten."
     seed: Seed = 0
     "Decides which paths are stepped."
@@ -104,9 +109,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def accuracies(runs: Path) -> str:
     """Test top-1 of every network, a column for each run."""
-    import json
+    from mnas import files
+    from mnas.schema import Summary
 
-    summaries = [json.loads(file.read_text()) for file in sorted(runs.glob(SUMMARIES))]
+    summaries = []
+    with common.user_input():
+        for file in sorted(runs.glob(SUMMARIES)):
+            summaries.append(files.parse(files.read(file), dict, file))
+            files.checked(summaries[-1], Summary, file)
     scores = [[100 * path["test_top1"] for path in summary["paths"]] for summary in summaries]
     body = [
         [path["arch"], f"{path['params']:,}", *(f"{of_seed[number]:.2f}" for of_seed in scores)]

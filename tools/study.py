@@ -11,20 +11,28 @@ analyses, and by tools/report.py README.md, summary.json and figures. Weights st
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, in which Ctrl-C may come
+    import process
+
+    process.prepare()
+
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import common
-from common import Count, Failure, Seed
+from common import Count, Failure, Seed, UserPath
 from cyclopts import App, Parameter
-from study_rows import FIRST_SCRATCH_SEED, TooEarly
+from study_rows import FIRST_SCRATCH_SEED, TooEarly, study_folder
 
 if TYPE_CHECKING:
     from one_run import Run
 
     from mnas import SearchSpace
+    from mnas.data import Data
 
 Settings = dict[str, Any]
 Row = dict[str, Any]
@@ -37,7 +45,7 @@ class Options:
     "Search space; help lists them."
     dataset: str = "mnist"
     "mnist (embedded), fashion-mnist, kmnist, qmnist or emnist-digits."
-    data_root: Path = Path("data")
+    data_root: UserPath = Path("data")
     "Where the data sets other than mnist are, or are downloaded to."
     recipe: Literal["short", "long"] = "short"
     "short: minutes; long: trained longer (docs/method.md)."
@@ -53,9 +61,9 @@ class Options:
     "Runs at a time, each in a process of its own. [default: all cores]"
     threads: Count | None = None
     "Threads of each run. [default: all cores divided by --jobs, at least 1]"
-    out: Path | None = None
+    out: UserPath | None = None
     "Directory of the study. [default: results/SPACE_DATASET_nSEEDS]"
-    runs: Path | None = None
+    runs: UserPath | None = None
     "Directory of its training runs. [default: runs/SPACE_DATASET]"
     limit_train: Count | None = None
     "Use only the first N training images."
@@ -144,11 +152,9 @@ def main(options: Options | None = None) -> None:
         print(common.list_spaces())
         return
 
-    import report
-    import sweep
-
     from mnas import spaces
     from mnas.checkpoint import RunDirectory
+    from mnas.files import FolderError
 
     jobs = options.jobs or common.default_threads()
     threads = options.threads or max(1, common.default_threads() // jobs)
@@ -169,12 +175,40 @@ def main(options: Options | None = None) -> None:
     runs = {arm: arm.runs(root, archs, options.seeds) for arm in planned}
     try:  # before anything is trained: no run of other settings counts
         for run in (run for of_arm in runs.values() for run in of_arm):
-            if (run.path / "config.json").exists():
-                RunDirectory(run.path).check_config(run.config)
+            if (directory := RunDirectory(run.path)).begun:
+                directory.check_config(run.config)
     except ValueError as error:
         raise Failure(f"{error}: --runs", status=2) from error
     number = sum(map(len, runs.values()))
     print(f"study of {space.name} on {options.dataset}: {number} runs, {jobs} at a time; report in {out}", flush=True)
+
+    with common.user_input(FolderError), _own(out), _own(root):
+        _study(options, planned, runs, data, out, root, jobs, drawn=space.size > options.networks)
+
+
+@contextlib.contextmanager
+def _own(directory: Path) -> Iterator[None]:
+    """Nobody else makes a study there meanwhile."""
+    with common.writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = study_folder(directory).lock()
+    with lock:
+        yield
+
+
+def _study(
+    options: Options,
+    planned: list[Plan],
+    runs: dict[Plan, list[Run]],
+    data: Data,
+    out: Path,
+    root: Path,
+    jobs: int,
+    drawn: bool,
+) -> None:
+    """Train what has not been, and write rows and report."""
+    import report
+    import sweep
 
     outcomes: dict[Path, Any] = {}
     stopped = False
@@ -189,8 +223,8 @@ def main(options: Options | None = None) -> None:
     if options.variants and not stopped:
         import drift
 
-        rows["drift"] = drift.kept(root / "drift.json", planned[0].config, data, min(3, options.seeds))
-    record(out, options, runs, rows, failed, space.size > options.networks, len(data.test))
+        rows["drift"] = drift.kept(root, planned[0].config, data, min(3, options.seeds))
+    record(out, options, runs, rows, failed, drawn, len(data.test))
     began = [run for of_arm in runs.values() for run in of_arm if run.path in outcomes]
     try:
         print(report.write(out))
@@ -224,7 +258,7 @@ def collected(
 ) -> tuple[dict[str, list[Row]], list[Row]]:
     """The raw rows of the study by file: those of its two arms, of the variants, and of the curves of validation; and
     which runs failed."""
-    import json
+    from mnas.checkpoint import RunDirectory
 
     files: dict[str, list[Row]] = {"rows": [], "variants": [], "curves": [], "drift": []}
     failed = []
@@ -242,8 +276,7 @@ def collected(
                 about = {"steps": outcome["steps"], "seconds": outcome["train_seconds"]}
                 about["images"] = about["steps"] * batch
                 files["rows" if main else "variants"] += [{**labels, **path, **about} for path in outcome["paths"]]
-                lines = (run.path / "metrics.jsonl").read_text().splitlines() if main else []
-                for row in map(json.loads, lines):
+                for row in RunDirectory(run.path).rows() if main else []:
                     files["curves"].append({**labels, **{key: row[key] for key in ("arch", "epoch", "val_top1")}})
             except (KeyError, OSError, TypeError, ValueError) as error:
                 raise Failure(f"{run.path} is damaged ({error!r}); remove it to train it again", status=2) from error
@@ -260,23 +293,18 @@ def record(
     test_images: int,
 ) -> None:
     """A file of rows each, none of an earlier study left; study.json says how they were made and what failed."""
-    import json
-
-    from mnas.checkpoint import RunDirectory, environment, write_atomically, write_json
+    from mnas import files
+    from mnas.checkpoint import RunDirectory, environment
 
     about = {key: getattr(options, key) for key in ABOUT}
     arms = {arm.name: {**arm.config, "after": arm.after} for arm in runs}
     first = RunDirectory(next(iter(runs.values()))[0].path)
     trained_in = first.environment() if first.finished else environment()
-    with common.writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        for name, those in rows.items():
-            if those or name == "rows":
-                write_atomically(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in those))
-            else:
-                (out / f"{name}.jsonl").unlink(missing_ok=True)
-        about |= {"drawn": drawn, "test_images": test_images, "failed": failed, "arms": arms, "environment": trained_in}
-        write_json(out / "study.json", about)
+    about |= {"drawn": drawn, "test_images": test_images, "failed": failed, "arms": arms, "environment": trained_in}
+    kept = {f"{name}.jsonl": files.lines(those) for name, those in rows.items() if those or name == "rows"}
+    kept["study.json"] = files.dumps(about, indent=2) + "\n"
+    with common.writing(out), common.user_input(files.FolderError):
+        study_folder(out).write(kept, remove={f"{name}.jsonl" for name in rows} - kept.keys(), settle=True)
 
 
 if __name__ == "__main__":

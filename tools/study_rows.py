@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import common
 from common import Failure
 
+if TYPE_CHECKING:
+    from mnas.files import Folder
+
 Row = dict[str, Any]
 KINDS = (("supernet", "inherited"), ("scratch", "from scratch"))  # the arms of every study, and their weights
 FIRST_SCRATCH_SEED = 1000  # apart from the seeds of supernets: no common random start, no common shuffling
-NEEDED = ("space", "dataset", "recipe", "seeds", "variants", "drawn", "test_images", "failed", "arms", "environment")
+
+
+def study_folder(path: Path) -> Folder:
+    """A study on disk: study.json, and rows of several kinds, with their digests."""
+    from mnas.files import Folder
+
+    return Folder(path, "mnas-study-1")
 
 
 class TooEarly(Failure):
@@ -66,18 +74,18 @@ class Study:
     """The rows of a study; only seeds of which every network has finished are in its arms."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
+        from mnas import files
+        from mnas.schema import AboutStudy
+
+        self.path, self._folder = path, study_folder(path)
+        with common.user_input():
+            self.about = files.parse(self._folder.read("study.json"), dict, path / "study.json")
+            files.checked(self.about, AboutStudy, path / "study.json")
             self._read()
-        except (AttributeError, KeyError, TypeError) as error:
-            raise Failure(f"{path} does not hold the rows of a study ({error!r}); run tools/study.py", 2) from error
 
     def _read(self) -> None:
         path = self.path
-        self.about = _read_json(path / "study.json")
-        for key in NEEDED:
-            self.about[key]
-        rows = common.recorded(path, "rows")
+        rows = self._rows("rows")
         self.archs = list(dict.fromkeys(row["arch"] for row in rows))
         self.costs = {row["arch"]: (row["params"], row["macs"]) for row in rows}
         self.curves = self._optional("curves")
@@ -85,6 +93,8 @@ class Study:
         by_name: dict[str, list[Row]] = {}
         for row in [*rows, *self._optional("variants")]:
             by_name.setdefault(row.get("variant", row["kind"]), []).append(row)
+        for name in by_name.keys() - self.about["arms"].keys():
+            raise Failure(f"{path} has rows of {name!r}, an arm that its study.json lacks; run tools/study.py", 2)
         found = {name: self._arm(name, of_arm) for name, of_arm in by_name.items()}
         self.arms = {name: arm for name, arm in found.items() if arm.seeds}
         self.left_out = [(name, seed) for name, arm in found.items() for seed in arm.short]
@@ -101,14 +111,22 @@ class Study:
         return f"{self.about['space']} on {self.about['dataset']}{of_recipe}"
 
     def _optional(self, name: str) -> list[Row]:
-        return common.recorded(self.path, name) if (self.path / f"{name}.jsonl").exists() else []
+        return self._rows(name) if f"{name}.jsonl" in self._folder.names() else []
+
+    def _rows(self, name: str) -> list[Row]:
+        from mnas import files
+        from mnas.schema import STUDY_ROWS
+
+        file = f"{name}.jsonl"
+        return files.parse_lines(self._folder.read(file), STUDY_ROWS[name], self.path / file)
 
     def _arm(self, name: str, rows: list[Row]) -> Arm:
         import numpy as np
 
         found: dict[int, dict[str, Row]] = {}
         for row in rows:
-            found.setdefault(row["seed"], {})[row["arch"]] = row
+            if found.setdefault(row["seed"], {}).setdefault(row["arch"], row) is not row:
+                raise Failure(f"{self.path} has two rows of {name}, seed {row['seed']}, {row['arch']}; expected one", 2)
         seeds = sorted(seed for seed, of_seed in found.items() if set(of_seed) == set(self.archs))
         test, val = (
             np.array([[100 * found[seed][arch][key] for arch in self.archs] for seed in seeds])
@@ -128,13 +146,6 @@ class Study:
             half = statistics.median(row["test_top1"] for row in arm.rows) / 2
             found += [(name, row) for row in arm.rows if row["test_top1"] < half]
         return found
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise Failure(f"{file} is missing or damaged; it is written by tools/study.py", status=2) from error
 
 
 def summary(study: Study) -> dict[str, Any]:

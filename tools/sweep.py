@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Listener
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import common
 import one_run
@@ -27,6 +27,9 @@ import progress
 from common import Failure
 from one_run import Report, Run
 from progress import Progress
+
+if TYPE_CHECKING:
+    from mnas.checkpoint import RunDirectory
 
 IDLE = 5  # seconds after which a worker without work ends, so that memory is free, and no orphan waits
 
@@ -42,7 +45,7 @@ def train(runs: list[Run], jobs: int, data_root: Path, checkpoint_every: int) ->
     from mnas.checkpoint import RunDirectory
 
     directories = {run.name: RunDirectory(run.path) for run in runs}
-    pending = [run for run in runs if not directories[run.name].finished]
+    pending = [run for run in runs if not _is_finished(directories[run.name])]
     work = functools.partial(_attempt, data_root=data_root, checkpoint_every=checkpoint_every)
     jobs = min(jobs, len(pending))
     failures: dict[str, Failure | None] = {}
@@ -54,11 +57,28 @@ def train(runs: list[Run], jobs: int, data_root: Path, checkpoint_every: int) ->
                 failures[name] = failure
                 shown.end(name, failure)
     lost = Failure("a worker process was killed, and the others with it")
-    with common.user_input():
-        return [
-            directory.summary() if directory.finished else failures.get(name) or lost
-            for name, directory in directories.items()
-        ]
+    return [
+        failures.get(name) or (_summary(directory) if _is_finished(directory) else lost)
+        for name, directory in directories.items()
+    ]
+
+
+def _is_finished(directory: RunDirectory) -> bool:
+    """False also for a directory that is damaged: what trains it says why."""
+    from mnas.files import FolderError
+
+    with contextlib.suppress(FolderError):
+        return directory.finished
+    return False
+
+
+def _summary(directory: RunDirectory) -> dict[str, Any] | Failure:
+    from mnas.files import FolderError
+
+    try:
+        return directory.summary()
+    except FolderError as error:
+        return Failure(str(error), status=2)
 
 
 def check(runs: list[Run], outcomes: list[dict[str, Any] | Failure], how: str) -> None:

@@ -11,6 +11,11 @@ summary.json. However a run was stopped, it continues bit for bit with --resume.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, in which Ctrl-C may come
+    import process
+
+    process.prepare()
+
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +24,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import common
 import one_run
 import sweep
-from common import Count, Failure, Positive, Seed
+from common import Count, Failure, Positive, Seed, UserPath
 from cyclopts import App, Parameter
 from one_run import DEFAULTS, OWN, Run
 
 if TYPE_CHECKING:
     from mnas import SearchSpace
     from mnas.checkpoint import RunDirectory
+    from mnas.data import Data
 
 
 @Parameter(name="*")
@@ -39,7 +45,7 @@ class Options:
     "scratch: the network, as conv3x3-conv5x5; all: each of the space; random: one drawn by --seed."
     dataset: str | None = None
     "mnist (embedded), fashion-mnist, kmnist, qmnist or emnist-digits. [default: mnist]"
-    data_root: Path = Path("data")
+    data_root: UserPath = Path("data")
     "Where the data sets other than mnist are, or are downloaded to. [default: data]"
     epochs: Positive | None = None
     "Passes over the training images; may end within one, as 0.5. [default: 4 for supernet, 2 for scratch]"
@@ -77,7 +83,7 @@ class Options:
     "Keep freed memory instead of returning it to the system after every operation; no result changes. [default: yes]"
     channels_last: bool | None = None
     "Pictures in channels_last order; makes no difference for one channel. [default: yes]"
-    out: Path | None = None
+    out: UserPath | None = None
     "Run directory, new or empty. [default: a new one under runs/]"
     resume: Annotated[bool, Parameter(negative=())] = False
     "Continue the run in --out (or the newest default one) with the settings it was begun with."
@@ -118,18 +124,28 @@ def main(options: Options | None = None) -> None:
         directory = RunDirectory(options.out or _free(_default_out(config)))
 
     from mnas import spaces
+    from mnas.files import FolderError
 
     common.configure_runtime(config["threads"], config["keep_memory"])
-    if directory.finished:
-        print(f"{directory.path} is finished")
-        _report(directory.summary(), directory.path)
-        return
+    with common.user_input():
+        if directory.finished:
+            print(f"{directory.path} is finished")
+            _report(directory.summary(), directory.path)
+            return
     data = one_run.load(config, options.data_root)
     with common.user_input():
         space = spaces.get(config["space"])
         space.check_pictures(data.train.images, config["dataset"])
-        if not options.resume:
-            directory.create(config)
+    if not options.resume:
+        with common.user_input():
+            directory.create(config, data.found)
+    with common.user_input(FolderError):
+        with one_run.locked(directory, config, data):
+            _train(options, directory, config, space, data)
+        _report(directory.summary(), directory.path)
+
+
+def _train(options: Options, directory: RunDirectory, config: dict[str, Any], space: SearchSpace, data: Data) -> None:
     print(
         f"{config['mode']} of {space.name} ({space.size} architectures) on {config['dataset']}: {len(data.train)} "
         f"training, {len(data.validation)} validation, {len(data.test)} test images; run directory {directory.path}",
@@ -138,10 +154,9 @@ def main(options: Options | None = None) -> None:
     _note_crowding(options.jobs, config["threads"])
     runs = _runs(directory, config, space)
     outcomes = sweep.train(runs, options.jobs, options.data_root, options.checkpoint_every)
-    sweep.check(runs, outcomes, f"--resume --out {directory.path}")
+    sweep.check(runs, outcomes, common.resume_command(directory.path))
     if config.get("arch") == "all":
         _join(directory, config, runs, outcomes)
-    _report(directory.summary(), directory.path)
 
 
 def _defaults(options: Options) -> dict[str, Any]:
@@ -173,6 +188,7 @@ def _resolve(config: dict[str, Any]) -> dict[str, Any]:
         elif scratch and config["arch"] != "all":
             space.parse(config["arch"])
     if config.get("start"):
+        config["start"] = str(Path(config["start"]).expanduser())
         for path in space.paths() if config["arch"] == "all" else [space.parse(config["arch"])]:
             one_run.exported(Path(config["start"]), space.name, space.format(path))
     return config
@@ -201,7 +217,7 @@ def _newest(given: dict[str, Any]) -> Path:
 
 
 def _note_crowding(jobs: int, threads: int) -> None:
-    cores = common.default_threads()
+    cores = common.cores()
     if jobs * threads > cores:
         print(
             f"note: --jobs {jobs} with --threads {threads} each on {cores} cores: threads that wait for a core make "
@@ -220,22 +236,19 @@ def _runs(directory: RunDirectory, config: dict[str, Any], space: SearchSpace) -
 
 def _join(directory: RunDirectory, config: dict[str, Any], runs: list[Run], summaries: list[dict[str, Any]]) -> None:
     """The networks of `--arch all`, each in its own directory, as one run."""
-    import json
-
     from mnas.checkpoint import RunDirectory
 
-    with common.user_input():
-        states = {run.name: RunDirectory(run.path).load() for run in runs}
-        rows = [json.loads(row) for run in runs for row in (run.path / "metrics.jsonl").read_text().splitlines()]
+    directories = {run.name: RunDirectory(run.path) for run in runs}
+    states = {name: of_arch.load() for name, of_arch in directories.items()}
+    rows = [row for of_arch in directories.values() for row in of_arch.rows()]
     summary = {
         **one_run.identity(config),
         "train_seconds": round(sum(s["train_seconds"] for s in summaries), 2),
         "paths": [path for s in summaries for path in s["paths"]],
     }
     with common.writing(directory.path):
-        directory.save({"weights": {arch: state["weights"][arch] for arch, state in states.items()}})
-        directory.write_rows(rows)
-        directory.finish(summary)
+        directory.save({"weights": {arch: state["weights"][arch] for arch, state in states.items()}}, rows)
+        directory.finish(summary, rows)
 
 
 def _report(summary: dict[str, Any], path: Path) -> None:
