@@ -79,7 +79,7 @@ class Metrics(Struct, forbid_unknown_fields=True):
     val_loss: float | None
 
 
-class Result(Struct, forbid_unknown_fields=True):
+class Result(Struct, kw_only=True, forbid_unknown_fields=True):
     """A network at the end of a run."""
 
     arch: Name
@@ -100,17 +100,11 @@ class Summary(Struct, forbid_unknown_fields=True):
     steps: Count | None = None
 
 
-class StudyRow(Struct, kw_only=True, forbid_unknown_fields=True):
+class StudyRow(Result, kw_only=True, forbid_unknown_fields=True):
     """A network of a run of a study. variant: the arm, if it is none of the two that every study has."""
 
     kind: Literal["supernet", "scratch"]
     seed: Seed
-    arch: Name
-    val_top1: Share
-    test_top1: Share
-    test_loss: float | None
-    params: Number
-    macs: Number
     steps: Count
     seconds: Seconds
     images: Count

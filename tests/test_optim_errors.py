@@ -54,7 +54,6 @@ def test_an_error_in_a_step_does_not_bring_old_weights_back():
     assert layer.weight.ne(7.0).all(1).tolist() == [True, True, False, True, False, False]
 
 
-@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="torch before 2.10 has gradients of one type only")
 def test_gradients_of_another_type_than_the_parameter():
     nets = [linear().bfloat16() for _ in range(2)]
     mnas.GradientMask(nets[0], {"*.weight": False})

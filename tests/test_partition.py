@@ -349,7 +349,6 @@ def test_new_candidates_need_no_new_partition_and_few_active_sets_are_remembered
     assert len(calls) == 1
 
 
-@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="torch before 2.10 has gradients of one type only")
 @pytest.mark.parametrize("kind", ["run", "box", "blocks", "scattered"])
 def test_gradients_of_another_type_than_a_masked_parameter(kind):
     layer = nn.Linear(24, 16, bias=False).bfloat16()

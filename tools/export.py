@@ -8,6 +8,11 @@ About 15 s. Ends with status 1, and leaves nothing behind, if what was written d
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, in which Ctrl-C may come
+    import process
+
+    process.prepare()
+
 import sys
 import tempfile
 from collections.abc import Callable
@@ -16,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import common
-from common import Count, Failure, Seed
+from common import Count, Failure, Seed, UserPath
 from cyclopts import App, Parameter
 
 if TYPE_CHECKING:
@@ -31,17 +36,17 @@ TOLERANCE = {"sliced": 0.0, "masked": 1e-4}
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    checkpoint: Path
+    checkpoint: UserPath
     "Run directory of tools/train.py."
     arch: str
     "The network, as conv3x3-conv5x5; or random: one drawn by --seed."
-    out: Path
+    out: UserPath
     "Directory to write, new or empty."
     bn: Literal["recalibrate", "stored"] | None = None
     "Running statistics: of 2,000 training images, or as stored. [default: as the run was scored]"
     seed: Seed = 0
     "For --arch random."
-    data_root: Path = Path("data")
+    data_root: UserPath = Path("data")
     "Where the data sets other than mnist are."
     limit_test: Count | None = None
     "Verify on the first N test images. [default: all]"

@@ -74,13 +74,24 @@ def _open_streams() -> None:
 _interrupted = False
 
 
-def _interrupt(number: int, _: FrameType | None) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     """Ctrl-C where nothing is to be saved. Something may swallow the exception; then it is known all the same."""
     global _interrupted
-    if _interrupted:
+    if _interrupted or _importing(frame):
+        os.write(2, b"error: interrupted\n" if not _interrupted else b"")
         os._exit(128 + number)
     _interrupted = True
     raise KeyboardInterrupt
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: nothing is written then, and modules in C++ end the process with a dump if
+    an exception goes through them, or are left half-made."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _last_word(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
