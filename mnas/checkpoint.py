@@ -44,6 +44,7 @@ class RunDirectory:
         self.path = Path(path)
         self._folder = Folder(self.path, FORMAT)
         self._config: bytes | None = None
+        self._known: dict[str, str] | None = None  # its identity
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Keep every other process from writing into this directory, which exists."""
@@ -169,11 +170,11 @@ class RunDirectory:
     def _identity(self) -> dict[str, str]:
         """Of the run: id is the digest of config.json, so that identical runs have identical files; settings is that
         of the settings alone."""
-        settings = dumps(dict(sorted(self._settings().items())))
-        return {
-            "id": hashlib.sha256(self._config_bytes()).hexdigest(),
-            "settings": hashlib.sha256(settings.encode()).hexdigest(),
-        }
+        if self._known is None:
+            settings = dumps(dict(sorted(self._settings().items())))
+            digests = (hashlib.sha256(content).hexdigest() for content in (self._config_bytes(), settings.encode()))
+            self._known = dict(zip(("id", "settings"), digests, strict=True))
+        return self._known
 
     def rows(self) -> list[dict[str, Any]]:
         """The metrics up to the last checkpoint."""
@@ -228,23 +229,30 @@ def _json(value: Any) -> str:
     return dumps(value, indent=2) + "\n"
 
 
-def _canonical(value: Any, where: str = "the checkpoint") -> Any:
+PLAIN = frozenset({type(None), bool, int, float, bytes, Tensor, torch.dtype, torch.device})
+
+
+def _canonical(value: Any) -> Any:
     """Equal values in equal bytes, of types that torch's weights_only reader knows; raises ValueError for others.
 
     Pickle writes a string that it has met before as a reference if it is the same object; after a resume equal strings
     are other objects than in an uninterrupted run, unless they are interned.
     """
-    if isinstance(value, dict):
-        return {_canonical(key): _canonical(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        kind = list if isinstance(value, list) else tuple
-        return kind(_canonical(item, f"{where}[{number}]") for number, item in enumerate(value))
-    value = plain_number(value)
-    if isinstance(value, str):
-        return sys.intern(str(value))
-    if value is None or isinstance(value, (bool, int, float, bytes, Tensor, torch.dtype, torch.device)):
+    kind = type(value)
+    if kind in PLAIN:
         return value
-    raise ValueError(f"{where} is a {type(value).__name__}, which could not be loaded again; expected tensors, numbers")
+    if kind is str:
+        return sys.intern(value)
+    if isinstance(value, dict):
+        return {_canonical(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(item) for item in value] if isinstance(value, list) else tuple(map(_canonical, value))
+    number = plain_number(value)
+    if number is not value:
+        return number
+    if isinstance(value, Tensor):  # a parameter
+        return value
+    raise ValueError(f"a checkpoint cannot hold a {kind.__name__}, which could not be loaded again: {value!r:.80}")
 
 
 def environment() -> dict[str, Any]:

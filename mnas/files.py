@@ -261,7 +261,7 @@ class Folder:
             for temporary in temporaries.values():
                 temporary.unlink(missing_ok=True)
             raise
-        _sync_directory(self.path)
+        # The new names are not synced: if a power cut takes them back, the manifest lists what is there then.
         self._there = kept
         if settle:
             self._write_manifest({name: [version] for name, version in kept.items()})
