@@ -22,6 +22,7 @@ import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -33,6 +34,7 @@ LOCK = ".lock"
 LOCK_SECONDS = 5.0  # to wait for a process that is about to end, as an orphan that saves its last step
 PIECE = re.compile(r"\..+\.[0-9a-f]{16}\.mnas")  # what `_temporary` writes
 LARGEST_TEXT = 64 << 20  # bytes; a million rows are less
+LARGE = 1 << 18  # bytes
 T = TypeVar("T")
 
 
@@ -238,18 +240,18 @@ class Folder:
         there = self.recover() if self._there is None else self._there
         there = {name: version for name, version in there.items() if (self.path / name).exists()}
         encoded = {name: c.encode() if isinstance(c, str) else c for name, c in contents.items()}
-        versions = {name: Version.of(content) for name, content in encoded.items()}
-        new = [name for name, version in versions.items() if there.get(name) != version]
-        gone = [name for name in remove if (self.path / name).exists()]
-        if not new and not gone and there and self._manifest_is(there):
-            return
-        kept = {name: version for name, version in there.items() if name not in gone}
-        listed: dict[str, list[Version | None]] = {name: [version] for name, version in kept.items()}
-        listed |= {name: [versions[name], kept.get(name)] for name in new}
         temporaries: dict[str, Path] = {}
         try:
+            versions = {name: self._version(name, content, temporaries) for name, content in encoded.items()}
+            new = [name for name, version in versions.items() if there.get(name) != version]
+            gone = [name for name in remove if (self.path / name).exists()]
+            if not new and not gone and there and self._manifest_is(there):
+                return
+            kept = {name: version for name, version in there.items() if name not in gone}
+            listed: dict[str, list[Version | None]] = {name: [version] for name, version in kept.items()}
+            listed |= {name: [versions[name], kept.get(name)] for name in new}
             for name in new:
-                temporaries[name] = _temporary(self.path / name, encoded[name])
+                temporaries[name] = temporaries.get(name) or _temporary(self.path / name, encoded[name])
             self._write_manifest(listed)
             for name in new:
                 temporaries.pop(name).replace(self.path / name)
@@ -258,13 +260,24 @@ class Folder:
                 (self.path / name).unlink(missing_ok=True)
         except BaseException:
             self._there = None  # looked at again before the next write
+            raise
+        finally:
             for temporary in temporaries.values():
                 temporary.unlink(missing_ok=True)
-            raise
         # The new names are not synced: if a power cut takes them back, the manifest lists what is there then.
         self._there = kept
         if settle:
             self._write_manifest({name: [version] for name, version in kept.items()})
+
+    def _version(self, name: str, content: bytes, temporaries: dict[str, Path]) -> Version:
+        """What a file is to hold. A large one, which is a checkpoint and has surely changed, is written meanwhile: the
+        disk and the digest take about as long as each other."""
+        if len(content) < LARGE:
+            return Version.of(content)
+        with ThreadPoolExecutor(1) as other:
+            version = other.submit(Version.of, content)
+            temporaries[name] = _temporary(self.path / name, content)
+            return version.result()
 
     def _write_manifest(self, listed: dict[str, list[Version | None]]) -> None:
         manifest = msgspec.json.encode(Manifest(self.format, listed), order="deterministic")

@@ -170,7 +170,8 @@ def test_a_write_that_is_killed_at_any_step_leaves_old_or_new_files_and_is_conti
     assert seen == {(False, False), (True, False), (True, True)}
 
 
-def test_a_failed_write_leaves_the_old_files_and_no_pieces(tmp_path, monkeypatch):
+@pytest.mark.parametrize("size", [1, files.LARGE])
+def test_a_failed_write_leaves_the_old_files_and_no_pieces(size, tmp_path, monkeypatch):
     made = folder(tmp_path / "f", a=b"old", b=b"old")
     calls = []
 
@@ -181,7 +182,7 @@ def test_a_failed_write_leaves_the_old_files_and_no_pieces(tmp_path, monkeypatch
 
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        made.write({"a": b"new", "b": b"new"})
+        made.write({"a": b"n" * size, "b": b"new"})
     assert (made.read("a"), made.read("b")) == (b"old", b"old")
     assert {p.name for p in (tmp_path / "f").iterdir()} == {"a", "b", "manifest.json"}
     monkeypatch.undo()
@@ -189,12 +190,14 @@ def test_a_failed_write_leaves_the_old_files_and_no_pieces(tmp_path, monkeypatch
     assert made.read("a") == b"new"
 
 
-def test_what_has_not_changed_is_not_written_again(tmp_path):
-    made = folder(tmp_path / "f", a=b"1", b=b"2")
+@pytest.mark.parametrize("size", [1, files.LARGE])
+def test_what_has_not_changed_is_not_written_again(size, tmp_path):
+    made = folder(tmp_path / "f", a=b"1" * size, b=b"2")
     before = (tmp_path / "f" / "a").stat().st_mtime_ns
-    made.write({"a": b"1", "b": b"3"})
+    made.write({"a": b"1" * size, "b": b"3"})
     assert (tmp_path / "f" / "a").stat().st_mtime_ns == before
     assert made.read("b") == b"3"
+    assert {p.name for p in made.path.iterdir()} == {"a", "b", "manifest.json"}
 
 
 @pytest.mark.parametrize("call", ["open", "fsync"])
