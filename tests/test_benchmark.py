@@ -114,6 +114,8 @@ def test_the_page_is_made_from_the_rows_alone(tmp_path, monkeypatch, capsys):
         assert (ROOT / "docs" / "benchmarks" / f"{part}.png").is_file()
 
 
+# torch before 2.13 warns about its own profiler.
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events:UserWarning")
 def test_memory_is_what_the_step_holds_at_its_peak():
     """A layer whose output alone counts: 1,000 x 1,000 numbers, and as many for the gradient of the sum."""
     x = torch.zeros(1000, 1000)
