@@ -18,6 +18,7 @@ import platform
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -149,7 +150,8 @@ class RunDirectory:
         except files.OtherContent as error:
             raise FolderError(f"{self.path / 'checkpoint.pt'} {self._kind(error.content)}; restore it") from error
         try:
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # torch's, of archives that are not ours
+                state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # an archive that was written wrong fails in many ways
             raise FolderError(f"{self.path / 'checkpoint.pt'} cannot be loaded ({error}); restore it") from error
         if not isinstance(state, dict) or (state.get("format"), state.get("run")) != (FORMAT, self._identity()):

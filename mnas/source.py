@@ -41,20 +41,20 @@ def _verified():
     """The content of weights.pt. Raises ValueError for a file that is not as it was exported."""
     here = Path(__file__).parent
     try:
-        digests = json.loads(_read(here / "verification.json"))["sha256"]
-        digests = {name: digests[name] for name in ("model.py", "weights.pt")}
-    except (KeyError, RecursionError, TypeError, ValueError) as error:
+        about = json.loads(_read(here / "verification.json", 1 << 20))
+        exported = {name: (int(about["bytes"][name]), about["sha256"][name]) for name in ("model.py", "weights.pt")}
+    except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{here}/verification.json is damaged ({error}); export the network again") from error
-    for name, digest in digests.items():
-        content = _read(here / name)
+    for name, (size, digest) in exported.items():
+        content = _read(here / name, size)
         if hashlib.sha256(content).hexdigest() != digest:
             raise ValueError(f"{here / name} is not as it was exported (SHA-256); export the network again")
     return content
 
 
-def _read(file):
-    if not file.is_file():
-        raise ValueError(f"{file} is no regular file; export the network again")
+def _read(file, most):
+    if not file.is_file() or file.stat().st_size > most:
+        raise ValueError(f"{file} is no regular file of at most {most} bytes; export the network again")
     return file.read_bytes()
 '''
 

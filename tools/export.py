@@ -105,8 +105,10 @@ def main(options: Options) -> None:
             folder.mkdir()
             (folder / "model.py").write_text(text, encoding="utf-8", newline="\n")
             torch.save(network.state_dict(), folder / "weights.pt")
-            digests = {n: files.Version.of((folder / n).read_bytes()).sha256 for n in ("model.py", "weights.pt")}
-            about = {"arch": arch, "dataset": dataset, "bn": bn, "sha256": digests}
+            versions = {n: files.Version.of((folder / n).read_bytes()) for n in ("model.py", "weights.pt")}
+            about = {"arch": arch, "dataset": dataset, "bn": bn}
+            for what in ("bytes", "sha256"):
+                about[what] = {name: getattr(version, what) for name, version in versions.items()}
             verification = folder / "verification.json"
             files.write_atomically(verification, files.dumps(about))  # for the import below
             report = _verify(_import_model(folder), trained, _executions(run), test.images, test.labels)

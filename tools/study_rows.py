@@ -111,7 +111,14 @@ class Study:
         return f"{self.about['space']} on {self.about['dataset']}{of_recipe}"
 
     def _optional(self, name: str) -> list[Row]:
-        return self._rows(name) if f"{name}.jsonl" in self._folder.names() else []
+        from mnas.files import NotYet
+
+        if f"{name}.jsonl" not in self._folder.listed():
+            return []
+        try:
+            return self._rows(name)
+        except NotYet:
+            return []
 
     def _rows(self, name: str) -> list[Row]:
         from mnas import files

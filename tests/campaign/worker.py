@@ -64,6 +64,8 @@ def kill_at(step):
 
 def once(name, *arguments):
     """One tool in this process: its status and what it wrote to stdout and stderr; a traceback is status 99."""
+    if "one_run" in sys.modules:
+        sys.modules["one_run"]._load.cache_clear()
     out, error = io.StringIO(), io.StringIO()
     sys.argv = [f"{name}.py", *map(str, arguments)]
     status = 0
@@ -86,3 +88,23 @@ def alone(name, arguments, step, report):
     _prepare()
     writes = kill_at(step)
     report.send((*once(name, *arguments), len(writes)))
+
+
+def serve(connection):
+    """For a child: one job after another, each of them a tool or an exported network, until none is sent."""
+    _prepare()
+    while (job := connection.recv()) is not None:
+        kind, *arguments = job
+        connection.send(logits(*arguments) if kind == "load" else once(kind, *arguments))
+
+
+def logits(folder):
+    """The exported network in `folder` on one batch: like `once`."""
+    try:
+        module = runpy.run_path(str(Path(folder) / "model.py"))
+        found = module["load"]()(SMALL.test.images[:4])
+    except (OSError, ValueError) as error:
+        return 2, "", f"error: {' '.join(str(error).split())}\n"
+    except BaseException:
+        return 99, "", traceback.format_exc()
+    return 0, str(found.tolist()), ""
