@@ -39,8 +39,14 @@ class Difference(NamedTuple):
 
 def kendall(scores: ArrayLike, truth: ArrayLike) -> Array:
     """Kendall's tau-b (1945) of scores (..., networks) with the truth (..., networks); 0 where either is constant,
-    because it ranks nothing."""
-    a, b = (_orders(np.asarray(x, float)) for x in (scores, truth))
+    because it ranks nothing. Raises ValueError for numbers that are not finite or not of the same networks."""
+    arrays = [np.asarray(x, float) for x in (scores, truth)]
+    if {a.shape[-1:] for a in arrays} != {arrays[0].shape[-1:] or None} or not all(
+        np.isfinite(a).all() for a in arrays
+    ):
+        shapes = " and ".join(str(a.shape) for a in arrays)
+        raise ValueError(f"scores and truth are {shapes}, expected finite numbers (..., networks) of the same networks")
+    a, b = map(_orders, arrays)
     untied = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
     return np.divide((a * b).sum(-1), untied, out=np.zeros(untied.shape), where=untied > 0)
 

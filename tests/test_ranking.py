@@ -136,3 +136,11 @@ def test_differences_are_paired_and_corrected_for_all_pairs():
     assert found[0].p > 0.05 > found[1].p
     same = ranking.differences([[1, 1], [1, 1]])[0]
     assert (same.mean, same.p) == (0, 1)
+
+
+@pytest.mark.parametrize("scores", [1.0, None, [1.0, np.nan, 2.0], [1.0, 2.0], [1.0, np.inf, 2.0]])
+def test_what_ranks_no_networks_is_refused(scores):
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        ranking.kendall(scores, [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        ranking.kendall([1.0, 2.0, 3.0], scores)

@@ -241,13 +241,18 @@ def test_no_damage_of_an_export_is_used_in_silence(name, number, exports, tmp_pa
     assert refused > number * (0.9 if name == "weights.pt" else 0.5)
 
 
-def test_an_export_with_a_pipe_in_the_place_of_a_file_does_not_wait(exports, tmp_path):
+def test_an_export_with_a_pipe_or_a_huge_file_in_the_place_of_a_file_does_not_wait(exports, tmp_path):
     for name in ("weights.pt", "verification.json"):
         folder = tmp_path / name
         shutil.copytree(exports[0], folder)
         (folder / name).unlink()
         os.mkfifo(folder / name)
-        with pytest.raises(ValueError, match=f"{name} is no regular file; export the network again"):
+        with pytest.raises(ValueError, match=f"{name} is no regular file of at most .*; export the network again"):
+            load_model(folder).load()
+        (folder / name).unlink()
+        (folder / name).touch()
+        os.truncate(folder / name, 1 << 40)
+        with pytest.raises(ValueError, match=f"{name} is no regular file of at most .*; export the network again"):
             load_model(folder).load()
 
 

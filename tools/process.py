@@ -169,4 +169,4 @@ def _outcome(app: App) -> tuple[str | None, int]:
     else:
         found = (None, 0) if not _interrupted else ("interrupted", 130)
     message, status = found
-    return message and " ".join(message.split()), status
+    return message and " ".join(word if len(word) <= 500 else f"{word[:500]}..." for word in message.split()), status

@@ -4,7 +4,6 @@ a traceback, never a hang, never executed."""
 import contextlib
 import hashlib
 import json
-import os
 import random
 import shutil
 import struct
@@ -13,10 +12,10 @@ from collections import Counter
 import damage
 import pytest
 import worker
+from extent import SEED, WHOLE
 from test_kills import SHORT, STUDY, content
 
-PER_FILE = int(os.environ.get("MNAS_DAMAGES", "2"))  # of each way and file; the whole campaign: 40
-SEED = 0
+PER_FILE = 40 if WHOLE else 2  # of each way and file
 PATIENCE = 60  # seconds
 
 

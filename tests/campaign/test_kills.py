@@ -1,12 +1,11 @@
 """Killed at any write and continued = uninterrupted, in every mode. Real processes, real SIGKILL."""
 
 import json
-import os
-import random
 import shutil
 
 import pytest
 import worker
+from extent import share
 
 SHORT = ("--limit-train", 128, "--batch-size", 64, "--epochs", 2, "--threads", 1, "--checkpoint-every", 1)
 MODES = {
@@ -17,13 +16,7 @@ MODES = {
     "sweep": ("--mode", "scratch", "--arch", "all", "--validate-every", 2),
 }
 STUDY = ("--seeds", 1, "--limit-train", 64, "--limit-test", 20, "--threads", 1, "--jobs", 1)
-KILLS = int(os.environ.get("MNAS_KILLS", "4"))  # a mode, drawn by the seed among all its writes; 0: at every write
-SEED = 0
-
-
-def drawn(number):
-    """The writes at which to kill."""
-    return sorted(random.Random(SEED).sample(range(number), min(number, KILLS or number)))
+KILLS = 3  # a mode; in the whole campaign at every write
 
 
 def content(folder):
@@ -75,7 +68,7 @@ def test_a_run_that_is_killed_at_any_write_is_continued_bit_for_bit(mode, run_to
     status, _, error, number = run_tool("train", *arguments, "--out", tmp_path / "whole")
     assert (status, error) == (0, "")
     expected = content(tmp_path / "whole")
-    for step in drawn(number):
+    for step in share(range(number), KILLS):
         out = tmp_path / "killed"
         assert run_tool("train", *arguments, "--out", out, step=step)[0] == -9
         # Killed again, at another write, while it goes on; then to the end.
@@ -103,7 +96,7 @@ def test_a_study_that_is_killed_at_any_write_is_continued(run_tool, tmp_path):
 
     status, _, error, number = study(tmp_path / "whole")
     assert (status, error) == (0, "")
-    for step in drawn(number):
+    for step in share(range(number), KILLS):
         folder = tmp_path / str(step)
         assert study(folder, step)[0] == -9
         status, _, error, _ = study(folder)
