@@ -361,3 +361,19 @@ def test_studies_are_shown_beside_each_other(tmp_path, monkeypatch, capsys):
     assert not any(line.startswith("| other") for line in overview.splitlines())  # nothing to compare with
     for name in ("tau", "networks"):
         assert (tmp_path / "o" / f"{name}.png").stat().st_size > 5_000
+
+
+def test_rows_that_are_missing_or_unlisted_are_noticed(tmp_path):
+    made_up(tmp_path / "s", variants=("supernet-fair",))
+    file = tmp_path / "s" / "variants.jsonl"
+    content = file.read_text()
+    file.unlink()
+    with pytest.raises(common.Failure, match=r"variants\.jsonl"):
+        Study(tmp_path / "s")
+    file.write_text(content)
+    study_folder(tmp_path / "s").write({}, remove=["variants.jsonl"])
+    file.write_text(content)
+    with pytest.raises(common.Failure, match=r"variants\.jsonl"):
+        Study(tmp_path / "s")
+    file.unlink()
+    assert "supernet-fair" not in Study(tmp_path / "s").arms

@@ -113,10 +113,11 @@ class Study:
     def _optional(self, name: str) -> list[Row]:
         from mnas.files import NotYet
 
-        if f"{name}.jsonl" not in self._folder.listed():
+        file = f"{name}.jsonl"
+        if file not in self._folder.listed() and not (self.path / file).exists():
             return []
         try:
-            return self._rows(name)
+            return self._rows(name)  # a file that is there and not listed is refused
         except NotYet:
             return []
 
