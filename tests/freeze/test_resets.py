@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from test_masking import ROWS, X, layer, moved, sgd, three
+from test_active import ROWS, X, layer, moved, own, sgd, three
 from torch import nn
 
 import mnas
-from mnas.masking import ActiveSet
+from mnas.freeze.active import activity_of
 
 
 def test_a_gradient_set_by_hand_on_a_plain_parameter_is_stepped_within_the_masks_in_force():
@@ -15,30 +15,33 @@ def test_a_gradient_set_by_hand_on_a_plain_parameter_is_stepped_within_the_masks
     with mnas.GradientMask(net, ROWS):
         net(X).sum().backward()
         assert moved(net, optimizer.step) == [True, False, True]
-    net.zero_grad()
-    net.weight.grad = torch.ones(3, 4)  # not that of the masked pass: its records do not hold for it
+    optimizer.zero_grad()  # what the masked pass has reached is forgotten
+    net.weight.grad = torch.ones(3, 4)
     assert moved(net, optimizer.step) == [True, True, True]
     mnas.GradientMask(net, ROWS)
     net.weight.grad = torch.ones(3, 4)
     assert moved(net, optimizer.step) == [True, False, True]
 
 
-def test_a_gradient_set_by_hand_on_a_merged_parameter_trains_what_the_last_pass_reached():
+def test_gradients_set_by_hand_on_a_supernet_train_the_path_that_they_belong_to():
     net = three()
-    optimizer = sgd(net)
+    optimizer = sgd(net, momentum=0.9)
     parameters = list(net.parameters())
     for path in ((1,), (0,)):
-        grads = torch.autograd.grad(net(X, path).square().sum(), parameters)
+        loss = net(X, path).square().sum()
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = grad
         assert moved(net, optimizer.step) == [c == path[0] for c in range(3)]
     untouched = three()
     optimizer = sgd(untouched)
-    weight = untouched._choices[0].weight
-    weight.grad = torch.ones_like(weight)
+    for weight in own(untouched):
+        weight.grad = torch.ones_like(weight)
     assert moved(untouched, optimizer.step) == [True] * 3
+    untouched(X, (0,))  # from its first pass on, zeros are a reset
     untouched.zero_grad()
-    weight.grad = torch.zeros_like(weight)
+    for weight in own(untouched):
+        weight.grad = torch.zeros_like(weight)
     assert moved(untouched, optimizer.step) == [False] * 3
 
 
@@ -64,8 +67,9 @@ def test_zeroing_a_gradient_in_place_is_noticed(reset):
             nn.utils.clip_grad_norm_(net.parameters(), 0.1)
         assert moved(net, optimizer.step) == [row == number for row in range(3)]
         net.zero_grad(set_to_none=False) if reset == "module" else net.weight.grad.zero_()
-    assert len(ActiveSet.of(net.weight).records) == 1  # no trace of the masks that are gone
-    net.zero_grad()
+    with mnas.GradientMask(net, ROWS):
+        net(X).sum().backward()
+        assert len(activity_of(net.weight).reached) == 1  # no trace of the masks that are gone
 
 
 class Nothing(torch.autograd.Function):
@@ -89,14 +93,14 @@ def test_a_pass_that_delivers_no_gradient_activates_nothing():
 def test_a_pass_that_delivers_no_gradient_does_not_undo_a_reset():
     for net in (layer(), three()):
         plain = isinstance(net, nn.Linear)
-        weight = net.weight if plain else net._choices[0].weight
+        weight = net.weight if plain else own(net)[1]
         if plain:
             mnas.GradientMask(net, ROWS)
         optimizer = sgd(net)
         (net(X) if plain else net(X, (1,))).sum().backward()
         optimizer.step()
         weight.grad.zero_()
-        Nothing.apply(X, weight.view(-1, 4)).sum().backward()
+        Nothing.apply(X, weight).sum().backward()
         assert moved(net, optimizer.step) == [False] * 3
 
 
@@ -114,7 +118,9 @@ def test_a_reset_in_the_middle_of_a_pass(reset):
     """What was delivered before it is forgotten, as in separate tensors; the pass goes on."""
     net, middle = three(), nn.Linear(4, 4)
     optimizer = sgd([*net.parameters(), *middle.parameters()])
-    middle.weight.register_post_accumulate_grad_hook(lambda _: {"optimizer": optimizer, "net": net}[reset].zero_grad())
+    middle.weight.register_post_accumulate_grad_hook(
+        lambda _: {"optimizer": optimizer, "net": net}[reset].zero_grad()
+    )
     net(middle(net(X, (0,))), (1,)).square().sum().backward()
     assert moved(net, optimizer.step) == [True, False, False]
 
@@ -123,13 +129,20 @@ def test_a_reset_in_the_middle_of_a_pass(reset):
 def test_gradients_that_are_computed_reset_and_set(reset):
     """The usual order of those who use autograd.grad."""
     net = three()
-    optimizer = sgd(net)
-    weight = net._choices[0].weight
-    for path in ((1,), (2,)):
+    optimizer = sgd(net, momentum=0.9)
+    for path in ((1,), (2,), (1,)):
+        weight = own(net)[path[0]]
         (grad,) = torch.autograd.grad(net(X, path).square().sum(), weight)
-        {"optimizer": optimizer.zero_grad, "net": net.zero_grad, "nobody": lambda: None}[reset]()
+        {"optimizer": optimizer.zero_grad, "net": net.zero_grad, "nobody": own}[reset](
+            *[net] * (reset == "nobody")
+        )
         weight.grad = grad
-        assert moved(net, optimizer.step) == [c == path[0] for c in range(3)]
+        trained = [c == path[0] for c in range(3)]
+        if reset == "nobody" and path != (1,):
+            trained[1] = True  # its gradient is still there, as in separate tensors
+        assert moved(net, optimizer.step) == trained
+        if reset == "nobody" and path == (2,):
+            net.zero_grad()
 
 
 def test_a_mask_that_ends_after_a_reset_leaves_nothing():
@@ -137,17 +150,26 @@ def test_a_mask_that_ends_after_a_reset_leaves_nothing():
     with mnas.GradientMask(net, ROWS):
         net(X).sum().backward()
         net.zero_grad()
-    assert ActiveSet.of(net.weight) is None
+    assert activity_of(net.weight) is None
 
 
-def test_a_gradient_replaced_after_a_pass_that_reached_nothing_keeps_its_records():
+def test_a_gradient_replaced_after_a_pass_that_reached_nothing_keeps_what_was_reached():
     net = three()
     optimizer = sgd(net)
-    weight = net._choices[0].weight
+    weight = own(net)[1]
     net(X, (1,)).sum().backward()
     weight.square().sum().backward()
     weight.grad = weight.grad + 1.0
     assert moved(net, optimizer.step) == [False, True, False]
+
+
+def test_a_gradient_replaced_under_masks_keeps_what_they_have_cut():
+    net = layer()
+    optimizer = sgd(net, momentum=0.9)
+    with mnas.GradientMask(net, ROWS):
+        net(X).sum().backward()
+    net.weight.grad = net.weight.grad * 0.5
+    assert moved(net, optimizer.step) == [True, False, True]
 
 
 def test_a_gradient_set_by_hand_and_zeroed_in_place_is_reset():

@@ -21,7 +21,9 @@ def test_running_statistics_follow_their_channels_or_a_mask_of_their_own():
         frozen = torch.ones(4, dtype=torch.bool) if statistics == {"*": False} else ~kept
         before = snapshot(net)
         for seed in range(3):
-            assert torch.equal(loss_of(net, seed), loss_of(reference, seed))  # the batch's own statistics are used
+            assert torch.equal(
+                loss_of(net, seed), loss_of(reference, seed)
+            )  # the batch's own statistics are used
         for name in ("running_mean", "running_var"):
             now, free = getattr(net[1], name), getattr(reference[1], name)
             assert torch.equal(now, torch.where(frozen, before[f"1.{name}"], free))
@@ -33,7 +35,11 @@ def test_running_statistics_follow_their_channels_or_a_mask_of_their_own():
 
 
 def test_statistics_move_where_a_channel_can_still_train_or_nobody_asked():
-    for masks, statistics in (({"1.weight": False}, True), ({"1.*": False}, False), ({"0.*": False}, True)):
+    for masks, statistics in (
+        ({"1.weight": False}, True),
+        ({"1.*": False}, False),
+        ({"0.*": False}, True),
+    ):
         net = small_net()
         mnas.GradientMask(net, masks, statistics=statistics)
         loss_of(net)

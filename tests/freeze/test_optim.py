@@ -1,4 +1,4 @@
-"""MaskedOptimizer as a torch.optim.Optimizer; its arithmetic is in test_exactness.py."""
+"""MaskedOptimizer as a torch.optim.Optimizer; its arithmetic is in test_freezing.py."""
 
 import copy
 import re
@@ -8,9 +8,13 @@ import torch
 from conftest import batches
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 import mnas
+from mnas.freeze.elementwise import ELEMENTWISE, REFUSED
 
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 
@@ -30,7 +34,9 @@ def test_schedulers_steer_the_wrapped_optimizer(small):
     """The rate that a scheduler sets must be the rate of the next step: with lr 0 nothing moves."""
     net = mnas.Supernet(small)
     optimizer = mnas.MaskedOptimizer(torch.optim.SGD, net, lr=0.1)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0 if epoch == 0 else 0.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda epoch: 1.0 if epoch == 0 else 0.0
+    )
     before = weights(net)
     step(net, optimizer, (0, 0), next(batches(1)))
     assert not torch.equal(before, weights(net))
@@ -65,12 +71,15 @@ def test_a_net_moved_after_the_optimizer_was_made_is_still_the_one_that_is_train
     before = mnas.export(net, (0, 0))
     step(net, optimizer, (0, 0), (x, y))
     after = mnas.export(net, (0, 0))
-    assert all(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    assert all(
+        not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True)
+    )
 
 
 def test_frozen_parameters_stay(small):
     net = mnas.Supernet(small)
-    net._choices[0].weight.requires_grad_(False)
+    for candidate in net.choices[0].children():
+        candidate.weight.requires_grad_(False)
     optimizer = mnas.MaskedOptimizer(torch.optim.AdamW, net, lr=0.1)
     before = mnas.export(net, (0, 0))
     step(net, optimizer, (0, 0), next(batches(1)))
@@ -98,15 +107,22 @@ def train(net, optimizer, steps, first=0):
 
 
 def test_every_optimizer_of_torch_is_exact_or_refused_with_its_reason():
-    torch_own = {c for c in vars(torch.optim).values() if isinstance(c, type)} - {torch.optim.Optimizer}
-    assert {c.__name__ for c in torch_own} == {c.__name__ for c in mnas.optim.ELEMENTWISE} | set(mnas.optim.REFUSED)
-    for name, reason in mnas.optim.REFUSED.items():
-        with pytest.raises(ValueError, match=re.escape(f"{name} cannot be masked exactly: {reason}")):
-            mnas.MaskedOptimizer(getattr(torch.optim, name), nn.Linear(3, 2, bias=False), elementwise=True)
+    torch_own = {c for c in vars(torch.optim).values() if isinstance(c, type)} - {
+        torch.optim.Optimizer
+    }
+    assert {c.__name__ for c in torch_own} == {c.__name__ for c in ELEMENTWISE} | set(REFUSED)
+    for name, reason in REFUSED.items():
+        with pytest.raises(
+            ValueError, match=re.escape(f"{name} cannot be masked exactly: {reason}")
+        ):
+            mnas.MaskedOptimizer(
+                getattr(torch.optim, name), nn.Linear(3, 2, bias=False), elementwise=True
+            )
 
 
 def test_the_refused_ones_would_be_wrong():
-    """The reasons are true: with half of a matrix left out, the other half is stepped differently."""
+    """The reasons are true: with half of a matrix left out, the other half is stepped
+    differently."""
     torch.manual_seed(0)
     start, grad = torch.randn(4, 6), torch.randn(4, 6)
     for name in ("Muon", "Adafactor"):
@@ -136,25 +152,37 @@ class Sign(torch.optim.Optimizer):
 
 def test_optimizers_from_elsewhere_need_a_word():
     net = linear()
-    with pytest.raises(ValueError, match=r"Sign is not known to work .* say so with elementwise=True"):
+    with pytest.raises(
+        ValueError, match=r"Sign is not known to work .* say so with elementwise=True"
+    ):
         mnas.MaskedOptimizer(Sign, net, lr=0.1)
     optimizer = mnas.MaskedOptimizer(Sign, net, lr=0.1, elementwise=True)
     mnas.GradientMask(net, ROWS)
     before = net[0].weight.detach().clone()
     train(net, optimizer, 3)
     assert net[0].weight.ne(before).all(1).tolist() == [True, False, True, False, True]
-    assert optimizer.dense_state(net[0].weight)["sum"].ne(0).any(1).tolist() == [True, False, True, False, True]
+    assert optimizer.dense_state(net[0].weight)["sum"].ne(0).any(1).tolist() == [
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_impossible_arguments_are_refused():
     net = linear()
-    with pytest.raises(ValueError, match="differentiable=True cannot step the parameters of a module"):
+    with pytest.raises(
+        ValueError, match="differentiable=True cannot step the parameters of a module"
+    ):
         mnas.MaskedOptimizer(torch.optim.Adam, net, differentiable=True)
     with pytest.raises(ValueError, match="capturable=True is for accelerators"):
         mnas.MaskedOptimizer(torch.optim.Adam, net, capturable=True)
     with pytest.raises(ValueError, match="capturable=True is for accelerators"):
         mnas.MaskedOptimizer(torch.optim.Adam, [{"params": net.parameters(), "capturable": True}])
-    with pytest.raises(ValueError, match="policy 'melted' is unknown; expected one of frozen, torch"):
+    with pytest.raises(
+        ValueError, match="policy 'melted' is unknown; expected one of frozen, torch"
+    ):
         mnas.MaskedOptimizer(torch.optim.Adam, net, policy="melted")
     with pytest.raises(ValueError, match="'sgd' is no optimizer class"):
         mnas.MaskedOptimizer("sgd", net)
@@ -170,7 +198,9 @@ def test_impossible_arguments_are_refused():
 def test_what_is_refused_fails_in_stock_torch_too(options):
     net = linear()
     optimizer = torch.optim.Adam(net.parameters(), **options)
-    with pytest.raises((RuntimeError, AssertionError), match=r"in-place operation|must be on supported devices"):
+    with pytest.raises(
+        (RuntimeError, AssertionError), match=r"in-place operation|must be on supported devices"
+    ):
         train(net, optimizer, 1)
 
 
@@ -195,10 +225,13 @@ SCHEDULERS = {
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_of_torch(name):
-    """Rates, momenta and weights as under the stock optimizer; and a masked net follows the rate as well."""
+    """Rates, momenta and weights as under the stock optimizer; and a masked net follows the rate as
+    well."""
     assert set(SCHEDULERS) == set(torch.optim.lr_scheduler.__all__) - {"LRScheduler"}
     nets = [linear() for _ in range(3)]
-    mnas.GradientMask(nets[2], {"0.weight": IRREGULAR["0.weight"], "2.weight": torch.ones(2, 5, dtype=torch.bool)})
+    mnas.GradientMask(
+        nets[2], {"0.weight": IRREGULAR["0.weight"], "2.weight": torch.ones(2, 5, dtype=torch.bool)}
+    )
     options = {"lr": 0.1, "momentum": 0.9}
     optimizers = [torch.optim.SGD(nets[0].parameters(), **options)]
     optimizers += [mnas.MaskedOptimizer(torch.optim.SGD, net, **options) for net in nets[1:]]
@@ -208,7 +241,10 @@ def test_every_scheduler_of_torch(name):
             train(net, optimizer, 1, first=epoch)
             rate = optimizer.param_groups[0]["lr"]
             scheduler.step(*[1.0] * (name == "ReduceLROnPlateau"))
-        groups = [{k: v for k, v in optimizer.param_groups[0].items() if k != "params"} for optimizer in optimizers]
+        groups = [
+            {k: v for k, v in o.param_groups[0].items() if k not in ("params", "param_names")}
+            for o in optimizers
+        ]
         assert groups[0] == groups[1] == groups[2]
     assert torch.equal(weights(nets[0]), weights(nets[1]))
     assert not torch.equal(weights(nets[0]), weights(nets[2]))
@@ -218,10 +254,15 @@ def test_every_scheduler_of_torch(name):
 def test_groups_with_options_of_their_own():
     net, twin = linear(), linear()
     masked = mnas.MaskedOptimizer(
-        torch.optim.SGD, [{"params": net[0].parameters(), "lr": 0.0}, {"params": [net[2].weight]}], lr=0.1, momentum=0.9
+        torch.optim.SGD,
+        [{"params": net[0].parameters(), "lr": 0.0}, {"params": [net[2].weight]}],
+        lr=0.1,
+        momentum=0.9,
     )
     stock = torch.optim.SGD(
-        [{"params": twin[0].parameters(), "lr": 0.0}, {"params": [twin[2].weight]}], lr=0.1, momentum=0.9
+        [{"params": twin[0].parameters(), "lr": 0.0}, {"params": [twin[2].weight]}],
+        lr=0.1,
+        momentum=0.9,
     )
     for optimizer, of in ((masked, net), (stock, twin)):
         train(of, optimizer, 2)
@@ -240,22 +281,46 @@ def test_groups_with_options_of_their_own():
 
 
 def test_adagrad_takes_new_groups():
-    """Versions of torch differ in whether a group that is added to the stock one has state; here it always has."""
+    """Versions of torch differ in whether a group that is added to the stock one has state; here it
+    always has."""
     net = linear()
-    optimizer = mnas.MaskedOptimizer(torch.optim.Adagrad, net[0], lr=0.1, initial_accumulator_value=0.5)
+    optimizer = mnas.MaskedOptimizer(
+        torch.optim.Adagrad, net[0], lr=0.1, initial_accumulator_value=0.5
+    )
     optimizer.add_param_group({"params": net[2].parameters(), "lr": 0.2})
     before = weights(net)
     train(net, optimizer, 1)
     assert weights(net).ne(before).all()
-    assert (optimizer.dense_state(net[2].bias)["sum"] - net[2].bias.grad ** 2).allclose(torch.tensor(0.5))
+    assert (optimizer.dense_state(net[2].bias)["sum"] - net[2].bias.grad ** 2).allclose(
+        torch.tensor(0.5)
+    )
 
 
-def test_named_parameters():
+@pytest.mark.parametrize("given", ["a module", "named parameters"])
+def test_named_parameters(given):
     net = linear()
-    optimizer = mnas.MaskedOptimizer(torch.optim.Adam, net.named_parameters())
+    named = net if given == "a module" else net.named_parameters()
+    optimizer = mnas.MaskedOptimizer(torch.optim.Adam, named)
     mnas.GradientMask(net, ROWS)
     train(net, optimizer, 2)
-    assert optimizer.state_dict()["param_groups"][0]["param_names"] == [name for name, _ in net.named_parameters()]
+    names = [name for name, _ in net.named_parameters()]
+    assert optimizer.state_dict()["param_groups"][0]["param_names"] == names
+
+
+@pytest.mark.parametrize("with_names", [False, True])
+def test_a_group_added_to_those_of_a_module_needs_no_names(with_names):
+    net = linear()
+    optimizer = mnas.MaskedOptimizer(torch.optim.Adam, net[0])
+    added = net[2].named_parameters() if with_names else net[2].parameters()
+    optimizer.add_param_group({"params": added, "lr": 0.1})
+    names = [["weight", "bias"]] * 2 if with_names else [None, None]
+    assert [group.get("param_names") for group in optimizer.param_groups] == names
+    before = weights(net)
+    train(net, optimizer, 1)
+    assert weights(net).ne(before).all()
+    again = mnas.MaskedOptimizer(torch.optim.Adam, net[0])
+    again.add_param_group({"params": net[2].weight})
+    assert [len(group["params"]) for group in again.param_groups] == [2, 1]
 
 
 def test_hooks_of_step_and_state_run_once():
@@ -265,12 +330,20 @@ def test_hooks_of_step_and_state_run_once():
     handles = [
         optimizer.register_step_pre_hook(lambda o, *_: calls.append(("pre", o is optimizer))),
         optimizer.register_step_post_hook(lambda o, *_: calls.append(("post", o is optimizer))),
-        register_optimizer_step_pre_hook(lambda o, *_: calls.append(("global pre", o is optimizer))),
-        register_optimizer_step_post_hook(lambda o, *_: calls.append(("global post", o is optimizer))),
+        register_optimizer_step_pre_hook(
+            lambda o, *_: calls.append(("global pre", o is optimizer))
+        ),
+        register_optimizer_step_post_hook(
+            lambda o, *_: calls.append(("global post", o is optimizer))
+        ),
         optimizer.register_state_dict_pre_hook(lambda o: calls.append(("state", o is optimizer))),
         optimizer.register_state_dict_post_hook(lambda o, state: {**state, "note": 1}),
-        optimizer.register_load_state_dict_pre_hook(lambda o, state: calls.append(("load", state["note"]))),
-        optimizer.register_load_state_dict_post_hook(lambda o: calls.append(("loaded", o is optimizer))),
+        optimizer.register_load_state_dict_pre_hook(
+            lambda o, state: calls.append(("load", state["note"]))
+        ),
+        optimizer.register_load_state_dict_post_hook(
+            lambda o: calls.append(("loaded", o is optimizer))
+        ),
     ]
     train(net, optimizer, 1)
     assert calls == [("global pre", True), ("pre", True), ("post", True), ("global post", True)]
@@ -306,45 +379,3 @@ def test_grad_scaler_on_the_cpu(form):
             assert torch.equal(before, weights(nets[1]))
     torch.testing.assert_close(weights(nets[0]), weights(nets[1]), rtol=1e-6, atol=1e-6)
     assert optimizers[1].dense_state(nets[1][0].weight)["step"][:, 0].tolist() == [3, 0, 3, 0, 3]
-
-
-def test_clipping_takes_the_norm_of_active_entries_only():
-    net = linear()
-    mnas.GradientMask(net, {"*": False, "0.weight": IRREGULAR["0.weight"]})
-    net(torch.randn(8, 6)).square().sum().backward()
-    active = net[0].weight.grad[IRREGULAR["0.weight"]].clone()
-    norm = nn.utils.clip_grad_norm_(net.parameters(), 0.5)
-    # The norm adds the same squares with zeros between, in another order.
-    torch.testing.assert_close(norm, active.norm(), rtol=1e-6, atol=0.0)
-    torch.testing.assert_close(net[0].weight.grad[IRREGULAR["0.weight"]], active * (0.5 / norm), rtol=1e-5, atol=0.0)
-    assert net[0].weight.grad[~IRREGULAR["0.weight"]].eq(0).all()
-
-
-@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.Adam])
-@pytest.mark.parametrize("form", [{}, {"fused": True}])
-def test_policy_torch_is_the_stock_optimizer_on_zeroed_gradients(optimizer_class, form, small):
-    options = {
-        "lr": 0.1,
-        "weight_decay": 0.1,
-        **({"momentum": 0.9} if optimizer_class is torch.optim.SGD else {}),
-        **form,
-    }
-    nets = linear(), linear()
-    for net in nets:
-        mnas.GradientMask(net, ROWS)
-    train(nets[0], mnas.MaskedOptimizer(optimizer_class, nets[0], policy="torch", **options), 5)
-    train(nets[1], optimizer_class(nets[1].parameters(), **options), 5)
-    assert torch.equal(weights(nets[0]), weights(nets[1]))
-    assert nets[0][0].weight[1].ne(linear()[0].weight[1]).all()  # frozen entries drift
-    supernets = []
-    for masked in (True, False):
-        torch.manual_seed(0)
-        net = mnas.Supernet(small)
-        supernets.append(net)
-        if masked:
-            optimizer = mnas.MaskedOptimizer(optimizer_class, net, policy="torch", **options)
-        else:
-            optimizer = optimizer_class(net.parameters(), **options)
-        for path, batch in zip([(0, 0), (1, 1), (0, 1)] * 2, batches(6), strict=True):
-            step(net, optimizer, path, batch)
-    assert torch.equal(*map(weights, supernets))

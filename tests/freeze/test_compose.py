@@ -1,13 +1,12 @@
-"""Masks and optimizer together with what people use beside them; each against the same training without it."""
+"""Masks and optimizer together with what people use beside them; each against the same training
+without it."""
 
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, batches
+from conftest import batches
+from processes import together
 from test_gradient_mask import filters, loss_of, small_net, snapshot, train
 from torch import nn
 from torch.nn import functional as F
@@ -21,11 +20,15 @@ def masked(net, masks, **options):
 
 
 def frozen_stay(net, optimizer, masks, steps):
-    """Run the steps; every entry outside the masks is as before, and every masked parameter's trained part is not."""
+    """Run the steps; every entry outside the masks is as before, and every masked parameter's
+    trained part is not."""
     before = snapshot(net)
     steps()
     for name, mask in masks.items():
-        parameter, entries = net.get_parameter(name), torch.as_tensor(mask).expand_as(net.get_parameter(name))
+        parameter, entries = (
+            net.get_parameter(name),
+            torch.as_tensor(mask).expand_as(net.get_parameter(name)),
+        )
         assert torch.equal(parameter[~entries], before[name][~entries]), name
         assert not entries.any() or parameter[entries].ne(before[name][entries]).any(), name
         state = optimizer.dense_state(parameter)
@@ -52,14 +55,18 @@ def test_autocast():
 
 @pytest.mark.parametrize("order", ["masked first", "compiled first"])
 def test_compile(order):
-    """aot_eager runs the whole of torch.compile but for the generated kernels, which need a C++ compiler."""
+    """aot_eager runs the whole of torch.compile but for the generated kernels, which need a C++
+    compiler."""
     nets = small_net(), small_net()
     torch.compiler.reset()
     if order == "compiled first":
         compiled = torch.compile(nets[0], backend="aot_eager")
         loss_of(compiled)
-    # torch does not look for hooks that a compiled module got after its first call, so statistics need them before.
-    statistics = {"1": torch.tensor([True, False, True, False])} if order == "masked first" else False
+    # torch does not look for hooks that a compiled module got after its first call, so statistics
+    # need them before.
+    statistics = (
+        {"1": torch.tensor([True, False, True, False])} if order == "masked first" else False
+    )
     optimizers = [masked(net, MASKS, statistics=statistics) for net in nets]
     nets[0][1].load_state_dict(nets[1][1].state_dict())
     if order == "masked first":
@@ -74,7 +81,9 @@ def test_compile(order):
 # torch before 2.14 warns where its tracer goes on without tracing; the results are what is tested.
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's tracer looks at it
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # torch's tracer looks at it
 def test_compiled_supernet(small):
     torch.compiler.reset()
     torch.manual_seed(0)
@@ -97,8 +106,15 @@ def test_multihead_attention():
     torch.manual_seed(0)
     net = nn.MultiheadAttention(8, 2, batch_first=True)
     head = torch.zeros(24, 1, dtype=torch.bool)
-    head[[*range(0, 4), *range(8, 12), *range(16, 20)]] = True  # rows of the first head in query, key and value
-    masks = {"in_proj_weight": head, "in_proj_bias": head[:, 0], "out_proj.weight": head[:8].T, "out_proj.bias": False}
+    head[[*range(0, 4), *range(8, 12), *range(16, 20)]] = (
+        True  # rows of the first head in query, key and value
+    )
+    masks = {
+        "in_proj_weight": head,
+        "in_proj_bias": head[:, 0],
+        "out_proj.weight": head[:8].T,
+        "out_proj.bias": False,
+    }
     optimizer = masked(net, masks)
 
     def steps():
@@ -116,26 +132,39 @@ def test_lstm():
     net = nn.LSTM(4, 6, num_layers=2, batch_first=True)
     unit = torch.zeros(24, 1, dtype=torch.bool)
     unit[[0, 6, 12, 18]] = True  # the four gates of the first unit
-    masks = {"weight_ih_l0": unit, "weight_hh_l0": unit, "bias_ih_l0": unit[:, 0], "weight_hh_l1": False}
+    masks = {
+        "weight_ih_l0": unit,
+        "weight_hh_l0": unit,
+        "bias_ih_l0": unit[:, 0],
+        "weight_hh_l1": False,
+    }
     optimizer = masked(net, masks)
 
     def steps():
         for seed in range(3):
             optimizer.zero_grad()
-            net(torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(seed)))[0].square().mean().backward()
+            net(torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(seed)))[
+                0
+            ].square().mean().backward()
             optimizer.step()
 
     frozen_stay(net, optimizer, masks, steps)
 
 
 def test_resnet18():
-    """Only half of the last block's filters and the classifier train; nothing else moves, buffers neither."""
+    """Only half of the last block's filters and the classifier train; nothing else moves, buffers
+    neither."""
     from torchvision.models import resnet18
 
     torch.manual_seed(0)
     net = resnet18(num_classes=10)
     half = torch.arange(512) >= 256
-    masks = {"*": False, "layer4.1.conv2.weight": half[:, None, None, None], "layer4.1.bn2.*": half, "fc.*": True}
+    masks = {
+        "*": False,
+        "layer4.1.conv2.weight": half[:, None, None, None],
+        "layer4.1.bn2.*": half,
+        "fc.*": True,
+    }
     optimizer = masked(net, masks, statistics=True)
     before = snapshot(net)
     for seed in range(2):
@@ -143,8 +172,16 @@ def test_resnet18():
         x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
         net(x).square().mean().backward()
         optimizer.step()
-    trained = {"layer4.1.conv2.weight", "layer4.1.bn2.weight", "layer4.1.bn2.bias", "fc.weight", "fc.bias"}
-    moving = trained | {f"layer4.1.bn2.{part}" for part in ("running_mean", "running_var", "num_batches_tracked")}
+    trained = {
+        "layer4.1.conv2.weight",
+        "layer4.1.bn2.weight",
+        "layer4.1.bn2.bias",
+        "fc.weight",
+        "fc.bias",
+    }
+    moving = trained | {
+        f"layer4.1.bn2.{part}" for part in ("running_mean", "running_var", "num_batches_tracked")
+    }
     for name, tensor in net.state_dict().items():
         if name not in moving:
             assert torch.equal(tensor, before[name]), name
@@ -171,7 +208,8 @@ def test_functional_call_trains_the_rest_under_its_masks():
 
 
 def test_parametrized_modules():
-    """torch's own weight_norm keeps its parameters under other names; those are the ones that are masked."""
+    """torch's own weight_norm keeps its parameters under other names; those are the ones that are
+    masked."""
     net = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
     masks = {"parametrizations.weight.original1": torch.tensor([True, False, True])[:, None]}
     optimizer = masked(net, masks)
@@ -188,20 +226,18 @@ def test_parametrized_modules():
 def test_a_mask_on_a_supernet_cuts_every_path(small):
     torch.manual_seed(0)
     net = mnas.Supernet(small)
-    choice = net._choices[0]
-    region = choice.regions["weight"][1]
-    mask = torch.ones_like(choice.weight, dtype=torch.bool)
-    region.view(mask)[1] = False  # the second filter of the 5x5
-    optimizer = masked(net, {"model.0.weight": mask, "model.7.*": False})
-    before, head = choice.weight.detach().clone(), net.model[7].weight.detach().clone()
+    weight = net.choices[0].conv5x5.weight
+    mask = torch.tensor([True, False, True])[:, None, None, None]
+    optimizer = masked(net, {"model.0.conv5x5.weight": mask, "model.7.*": False})
+    before, head = weight.detach().clone(), net.model[7].weight.detach().clone()
     for path, (x, y) in zip([(1, 0), (0, 0), (1, 1)], batches(3), strict=True):
         optimizer.zero_grad()
         F.cross_entropy(net(x, path), y).backward()
         optimizer.step()
-    steps = region.view(optimizer.dense_state(choice.weight)["step"])
+    steps = optimizer.dense_state(weight)["step"]
     assert steps.amin((1, 2, 3)).tolist() == steps.amax((1, 2, 3)).tolist() == [2, 0, 2]
-    assert torch.equal(region.view(choice.weight)[1], region.view(before)[1])
-    assert region.view(choice.weight)[0].ne(region.view(before)[0]).all()
+    assert torch.equal(weight[1], before[1])
+    assert weight[0].ne(before[0]).all()
     assert torch.equal(net.model[7].weight, head)
 
 
@@ -235,20 +271,11 @@ if rank >= 0:
 
 
 def test_two_processes_of_distributed_data_parallel(tmp_path):
-    """Over gloo: frozen entries stay, the ranks agree to the bit, and with one process that sees the whole batch to
-    rounding, because the mean of two means adds in another order."""
-    command = [sys.executable, "-c", WORKER]
+    """Over gloo: frozen entries stay, the ranks agree to the bit, and with one process that sees
+    the whole batch to rounding, because the mean of two means adds in another order."""
     outs = {rank: tmp_path / f"{rank}.pt" for rank in (0, 1, -1)}
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen([*command, str(r), str(tmp_path / "store"), str(out)], cwd=ROOT, env=environment)
-        for r, out in outs.items()
-    ]
-    try:
-        assert [worker.wait(timeout=120) for worker in workers] == [0, 0, 0]
-    finally:
-        for worker in workers:
-            worker.kill()
+    ranks = [(rank, tmp_path / "store", out) for rank, out in outs.items()]
+    assert together(WORKER, ranks) == [0, 0, 0]
     first, second, alone = (torch.load(out, weights_only=True) for out in outs.values())
     frozen = ~first["mask"]
     assert torch.equal(first["start"]["0.weight"][frozen], first["end"]["0.weight"][frozen])

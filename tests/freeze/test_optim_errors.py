@@ -1,4 +1,5 @@
-"""A MaskedOptimizer after errors, between passes and with gradients of other types: as stock torch, or better."""
+"""A MaskedOptimizer after errors, between passes and with gradients of other types: as stock torch,
+or better."""
 
 import pytest
 import torch
@@ -57,7 +58,10 @@ def test_an_error_in_a_step_does_not_bring_old_weights_back():
 def test_gradients_of_another_type_than_the_parameter():
     nets = [linear().bfloat16() for _ in range(2)]
     mnas.GradientMask(nets[0], {"*.weight": False})
-    optimizers = mnas.MaskedOptimizer(torch.optim.SGD, nets[0], lr=0.1), torch.optim.SGD(nets[1].parameters(), lr=0.1)
+    optimizers = (
+        mnas.MaskedOptimizer(torch.optim.SGD, nets[0], lr=0.1),
+        torch.optim.SGD(nets[1].parameters(), lr=0.1),
+    )
     for net, optimizer in zip(nets, optimizers, strict=True):
         for parameter in net.parameters():
             parameter.grad_dtype = torch.float32
@@ -72,7 +76,10 @@ def test_an_error_in_a_later_parameter_brings_no_old_weights_back():
     rows = torch.tensor([True, True, False, True, False, False])[:, None]
     optimizer = mnas.MaskedOptimizer(torch.optim.SGD, layers, lr=0.1)
     with mnas.GradientMask(layers, {"*": rows}):
-        layers[0].weight.grad, layers[1].weight.grad = torch.ones(6, 16), torch.ones(6, 16).to_sparse()
+        layers[0].weight.grad, layers[1].weight.grad = (
+            torch.ones(6, 16),
+            torch.ones(6, 16).to_sparse(),
+        )
         with pytest.raises(ValueError, match="sparse"):
             optimizer.step()
     nn.init.ones_(layers[0].weight)
