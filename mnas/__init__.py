@@ -1,19 +1,25 @@
-"""mnas: one-shot neural architecture search on merged, gradient-masked tensors."""
+"""mnas: one-shot neural architecture search on merged, gradient-masked tensors.
 
-from mnas import spaces
-from mnas.choice import Choice
-from mnas.cost import cost
-from mnas.evaluate import evaluate, evaluate_paths
-from mnas.export import export, standalone
-from mnas.gradient_mask import GradientMask
-from mnas.optim import MaskedOptimizer
-from mnas.recalibrate import recalibrate
-from mnas.sampler import FairSampler, UniformSampler
-from mnas.space import SearchSpace
-from mnas.supernet import Supernet
+The rooms, each of which imports only from those after it:
+commands -> studies -> training -> networks, spaces -> space -> freeze.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mnas import moved
+
+if TYPE_CHECKING:
+    from mnas import spaces
+    from mnas.freeze import GradientMask, MaskedOptimizer
+    from mnas.networks import cost, evaluate, evaluate_paths, export, recalibrate, standalone
+    from mnas.space import Choice, Decision, FairSampler, SearchSpace, Supernet, UniformSampler
 
 __all__ = [
     "Choice",
+    "Decision",
     "FairSampler",
     "GradientMask",
     "MaskedOptimizer",
@@ -28,3 +34,29 @@ __all__ = [
     "spaces",
     "standalone",
 ]
+_ROOMS = {
+    "freeze": ("GradientMask", "MaskedOptimizer"),
+    "networks": ("cost", "evaluate", "evaluate_paths", "export", "recalibrate", "standalone"),
+    "space": ("Choice", "Decision", "FairSampler", "SearchSpace", "Supernet", "UniformSampler"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are first used: torch takes seconds, and a wrong command
+    line needs none."""
+    if name == "spaces":
+        return import_module("mnas.spaces")
+    for room, names in _ROOMS.items():
+        if name in names:
+            globals()[name] = found = getattr(import_module(f"mnas.{room}"), name)
+            return found
+    if name in moved.MOVED:
+        return import_module(f"mnas.{name}")
+    raise AttributeError(f"module 'mnas' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+moved.install()

@@ -1,0 +1,5 @@
+"""`python -m mnas`: the same as the command `mnas`."""
+
+from mnas.commands import main
+
+main()

@@ -1,0 +1,18 @@
+"""Single networks of a supernet: their scores, their cost, their batch statistics, and their
+export."""
+
+from mnas.networks.cost import cost, extremes
+from mnas.networks.evaluate import agreement, evaluate, evaluate_paths
+from mnas.networks.export import export, standalone
+from mnas.networks.recalibrate import recalibrate
+
+__all__ = [
+    "agreement",
+    "cost",
+    "evaluate",
+    "evaluate_paths",
+    "export",
+    "extremes",
+    "recalibrate",
+    "standalone",
+]

@@ -1,0 +1,210 @@
+"""Accuracy of networks: one by itself, or many paths of a supernet with what they share computed
+once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mnas.networks.export import compact, export
+from mnas.networks.recalibrate import batches, pool, recalibrate, statistics_of
+from mnas.space import prefix
+from mnas.space.search_space import Path
+from mnas.space.supernet import Supernet
+
+BATCH = (
+    500  # images a forward pass; fixes the arithmetic, so a number is the same whoever asks for it
+)
+
+
+class Score(NamedTuple):
+    """top1: share of correct predictions, 0 to 1. loss: mean cross-entropy in nats."""
+
+    top1: float
+    loss: float
+
+
+class _Sums:
+    """Correct predictions and loss so far."""
+
+    def __init__(self) -> None:
+        self.number, self.correct, self.loss = 0, 0, 0.0
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        if logits.ndim != 2 or labels.max() >= logits.shape[1]:
+            raise ValueError(
+                f"logits are {tuple(logits.shape)}, the largest label is {int(labels.max())}; "
+                "expected (B, classes) and labels below the number of classes"
+            )
+        self.number += len(labels)
+        self.correct += int((logits.argmax(1) == labels).sum())
+        self.loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+
+    def score(self) -> Score:
+        return Score(self.correct / self.number, self.loss / self.number)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> Score:
+    """Score of a network in evaluation mode on images (N, C, H, W) and labels (N,).
+
+    The model's mode is as before afterwards. For paths of a supernet: `evaluate_paths`.
+
+    Raises ValueError for images and labels that do not fit together.
+    """
+    if isinstance(model, Supernet):
+        raise ValueError(
+            "evaluate got a Supernet; expected one network, as from mnas.export, or call "
+            "evaluate_paths"
+        )
+    _check(images, labels)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    sums = _Sums()
+    try:
+        for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+            sums.add(model(x), y)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return sums.score()
+
+
+@torch.no_grad()
+def evaluate_paths(
+    net: Supernet,
+    paths: Sequence[Path],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    bn_images: Tensor | None = None,
+    progress: Callable[[int], Any] = lambda _: None,
+) -> list[Score]:
+    """Scores of paths of a supernet on images (N, C, H, W) and labels (N,), in the order of the
+    paths.
+
+    Equal to `evaluate(export(net, path), ...)`, or with `bn_images` (training images) to
+    `evaluate(recalibrate(export(net, path), bn_images), ...)`, one path after the other; what they
+    share is computed once, the recalibration included. progress: is told how many images have been
+    scored since the last call, each path's counted. The supernet is not changed.
+
+    Raises ValueError for images and labels that do not fit together.
+    """
+    if not isinstance(net, Supernet):
+        raise ValueError(f"evaluate_paths got a {type(net).__name__}; expected a mnas.Supernet")
+    _check(images, labels)
+    paths = [net.space.check(path) for path in paths]
+    model = compact(net.model)
+    if bn_images is not None and _uses_layers_twice(
+        model
+    ):  # their statistics depend on all of the path
+        scores = []
+        for path in paths:
+            scores.append(evaluate(recalibrate(export(net, path), bn_images), images, labels))
+            progress(len(labels))
+        return scores
+    keys = [net.space.key(path) for path in paths]
+    root = prefix.tree(model, keys, lambda choice, index: choice.candidate(index))
+    for module in root.distinct():
+        module.eval()
+    statistics = {} if bn_images is None else _recalibrate(root, bn_images)
+
+    def step(node: prefix.Node, x: Any) -> Any:
+        for layer, mean, variance in statistics.get(node, ()):
+            layer.running_mean, layer.running_var = mean, variance
+        return prefix.run(node, x)
+
+    sums = [_Sums() for _ in paths]
+    for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+        for number, logits in prefix.walk(root, x, step):
+            sums[number].add(logits, y)
+            progress(len(y))
+    return [of_path.score() for of_path in sums]
+
+
+def _check(images: Tensor, labels: Tensor) -> None:
+    for name, value in (("images", images), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} are a {type(value).__name__}; expected a torch.Tensor")
+    if not len(images):
+        raise ValueError("there are no images to score on; give at least one")
+    if labels.shape != (len(images),) or labels.dtype != torch.int64:
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected torch.int64 of "
+            f"({len(images)},), one for each image"
+        )
+    if labels.min() < 0:  # torch leaves out the label -100 in silence
+        raise ValueError(f"labels have {int(labels.min())}; expected 0 or above")
+
+
+def _uses_layers_twice(model: nn.Module) -> bool:
+    layers = [module for stage in prefix.stages(model) for module in stage.modules()]
+    return len(layers) != len(set(layers))
+
+
+Statistics = dict[prefix.Node, list[tuple[nn.Module, Tensor, Tensor]]]
+
+
+def _recalibrate(root: prefix.Node, images: Tensor) -> Statistics:
+    """The running mean and variance of each BatchNorm at each node, for what comes before it
+    there."""
+    inputs, statistics = batches(images), {}
+    layers = [layer for module in root.distinct() for layer in statistics_of(module)]
+    if not layers:
+        return statistics
+    stored = {layer: (layer.running_mean.clone(), layer.running_var.clone()) for layer in layers}
+
+    def step(node: prefix.Node, inputs: list[Any]) -> list[Any]:
+        layers = [layer for module in node.modules for layer in statistics_of(module)]
+        for layer in layers:  # a layer out of reach keeps its own, not those of another node
+            mean, variance = stored[layer]
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_(variance)
+        for module in node.modules:
+            inputs = pool(module, inputs)
+        statistics[node] = [
+            (layer, layer.running_mean.clone(), layer.running_var.clone()) for layer in layers
+        ]
+        return inputs
+
+    for _ in prefix.walk(root, inputs, step):
+        pass
+    return statistics
+
+
+@torch.no_grad()
+def agreement(
+    net: Supernet, paths: Sequence[Path], images: Tensor, batch_size: int = 64
+) -> list[float]:
+    """How far each path's predictions are from those of the network with all candidates on, in
+    nats: the symmetric Kullback-Leibler divergence of the two softmaxes, a mean over images (N, C,
+    H, W). The smaller the better (Bender et al., ICML 2018, section 4). No labels are needed: a few
+    batches of training images do.
+
+    It is meant for supernets of which all candidates have been trained together (`path_dropout`).
+    BatchNorm has the statistics of each batch, all other layers are in evaluation mode. The
+    supernet is not changed.
+
+    Raises ValueError without images, and where outputs of candidates have no sum."""
+    if not isinstance(net, Supernet):
+        raise ValueError(f"agreement got a {type(net).__name__}; expected a mnas.Supernet")
+    parts = batches(images, batch_size)
+    twin = copy.deepcopy(net).eval()
+    for layer in twin.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.train()
+    everything = tuple(torch.ones(len(decision)) for decision in net.space.decisions)
+    sums = [0.0] * len(paths)
+    for x in parts:
+        whole = F.log_softmax(twin(x, everything), 1)
+        for number, logits in enumerate(twin.forward_paths(x, paths)):
+            own = F.log_softmax(logits, 1)
+            both = (own.exp() - whole.exp()) * (own - whole)
+            sums[number] += float(both.sum())
+    return [total / len(images) for total in sums]

@@ -1,0 +1,286 @@
+"""SearchSpace: everything that a model with choices spans, as paths and as the names of
+architectures."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from mnas.space.choice import Choice, choices_of
+from mnas.space.coupling import Coupling, Key, Path, Place
+from mnas.space.decision import Decision, noticing
+from mnas.space.fitting import check_fit
+from mnas.space.trial import Inputs
+
+MANY = 100_000  # networks; all of a larger space are never listed
+
+
+class SearchSpace:
+    """The networks that a model with `Choice` modules spans.
+
+    build: a function without arguments that returns a new, randomly initialised model, an ordinary
+    `nn.Module` with at least one `Choice` in it. input_shape: (C, H, W) of the images it takes, for
+    counting costs. example: in its place, what the model is called with: a tensor (B, ...) of any
+    type, a tuple of arguments, or a dict of them by name. about: what it is, in a sentence of one
+    line. Its attribute `decisions` has what a path decides, `output_shape` is of what comes out for
+    one image, (classes,) for logits.
+
+    Raises ValueError if the model cannot be searched.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        *,
+        name: str = "unnamed",
+        input_shape: tuple[int, ...] = (1, 28, 28),
+        example: Any = None,
+        about: str = "",
+    ) -> None:
+        if not callable(build) or isinstance(build, nn.Module):
+            raise ValueError(
+                f"build is a {type(build).__name__}; expected a function that returns a new model"
+            )
+        if not isinstance(about, str) or "\n" in about:
+            raise ValueError(f"about={about!r}; expected a sentence of one line")
+        self.build = build
+        self.name = name
+        self.about = about
+        with torch.random.fork_rng(devices=[]), noticing() as made:
+            model = build()  # looking at a space must not change what is drawn next
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                f"space {name!r}: the function returned {type(model).__name__}; expected a "
+                "nn.Module"
+            )
+        choices = choices_of(model)
+        if not choices:
+            raise ValueError(
+                f"space {name!r} has no Choice; put one where candidates are to be compared"
+            )
+        self.decisions = _decisions(name, choices, made)
+        self.coupling = _coupling(self.decisions, choices)
+        self._places = [(choice.names, choice.table) for choice in choices]
+        self._example = example
+        self.input_shape: tuple[int, ...] = ()
+        if example is None:
+            self.input_shape = _shape(input_shape)
+        elif isinstance(example, Tensor):
+            self.input_shape = tuple(example.shape[1:])
+        with torch.random.fork_rng(devices=[]):
+            output = check_fit(self, model)
+        self.output_shape: tuple[int, ...] = (
+            tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
+        )
+
+    def check_build(self, choices: Sequence[Choice]) -> None:
+        """Raise ValueError unless a new model has the choices that the space was declared with."""
+        if [(choice.names, choice.table) for choice in choices] != self._places:
+            raise ValueError(
+                f"space {self.name}: the function has returned another model than when the space "
+                "was declared; make what it builds depend on nothing but itself"
+            )
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """For each choice of the model, the decisions that it reads and what they give."""
+        return self.coupling.places
+
+    def inputs(self, batch: int = 1, dtype: torch.dtype | None = None) -> Inputs:
+        """What the networks are called with: the example, or zeros for images."""
+        if self._example is None:
+            return Inputs.of(torch.zeros(batch, *self.input_shape, dtype=dtype))
+        return Inputs.of(tree_map_only(Tensor, torch.clone, self._example))
+
+    @property
+    def choices(self) -> tuple[tuple[str, ...], ...]:
+        """The names of what each decision can be."""
+        return tuple(decision.labels for decision in self.decisions)
+
+    @property
+    def size(self) -> int:
+        """The number of networks, however large: paths that are one network count once."""
+        return self.coupling.size
+
+    def __len__(self) -> int:
+        if self.size > sys.maxsize:
+            raise OverflowError(
+                f"space {self.name!r} has {self.size} networks, too many for len(); use space.size"
+            )
+        return self.size
+
+    def __bool__(self) -> bool:
+        return True  # and not by len, which may overflow
+
+    def __repr__(self) -> str:
+        return f"SearchSpace({self.name!r}, {self.size} architectures: {self._pattern()})"
+
+    def paths(self) -> Iterator[Path]:
+        """The canonical paths of all networks, the last decision varying fastest."""
+        return self.coupling.networks()
+
+    def path(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> Path:
+        """The path with these values, by the names of decisions; the others are at their first.
+
+        Raises ValueError for another name or value."""
+        given = {**(values or {}), **more}
+        names = [decision.name for decision in self.decisions]
+        for name in given:
+            if name not in names:
+                raise ValueError(
+                    f"space {self.name} has no decision {name!r}; expected one of "
+                    f"{', '.join(names)}"
+                )
+        return tuple(d.index(given[d.name]) if d.name in given else 0 for d in self.decisions)
+
+    def values(self, path: Sequence[int]) -> dict[str, Any]:
+        """The values of a path, by the names of decisions."""
+        return {
+            decision.name: decision.values[index]
+            for decision, index in zip(self.decisions, self.check(path), strict=True)
+        }
+
+    def key(self, path: Sequence[int]) -> Key:
+        """The network of a path: the index of a candidate for each choice of the model."""
+        return self.coupling.key(self.check(path))
+
+    def canonical(self, path: Sequence[int]) -> Path:
+        """The first of the paths that are the same network: decisions that do not matter to it are
+        at their first values."""
+        return self.coupling.canonical(self.check(path))
+
+    def sample(self, generator: torch.Generator | None = None) -> Path:
+        """The canonical path of decisions drawn uniformly, each by itself (Guo et al., ECCV 2020,
+        section 3.2)."""
+        drawn = (int(torch.randint(len(d), (), generator=generator)) for d in self.decisions)
+        return self.coupling.canonical(tuple(drawn))
+
+    def format(self, path: Path) -> str:
+        """The architecture's name, the same for all paths that are one network: what is decided,
+        joined by '-'."""
+        path = self.canonical(path)
+        return "-".join(d.format(i) for d, i in zip(self.decisions, path, strict=True))
+
+    def parse(self, arch: str) -> Path:
+        """The path of an architecture's name. Raises ValueError that says what is valid."""
+        parts = arch.split("-") if isinstance(arch, str) else []
+        if len(parts) == len(self.decisions):
+            found = [d.parse(part) for d, part in zip(self.decisions, parts, strict=True)]
+            if None not in found:
+                return tuple(found)
+        raise ValueError(
+            f"architecture {arch!r} is not in space {self.name}; expected {self.describe()}"
+        )
+
+    def names(self) -> list[str]:
+        """Of all networks. Raises ValueError where they are more than anybody runs."""
+        if self.size > MANY or prod(self._lengths) > 100 * MANY:  # those that are one network, too
+            raise ValueError(
+                f"space {self.name} has {self.size} networks, too many to go through; draw some, "
+                "or name one"
+            )
+        return [self.format(path) for path in self.paths()]
+
+    def describe(self) -> str:
+        """What an architecture's name can be, in a few words."""
+        if self.size <= 16:
+            return "one of " + ", ".join(map(self.format, self.paths()))
+        return f"{len(self.decisions)} names joined by '-': {self._pattern()}"
+
+    def check(self, path: Sequence[int]) -> Path:
+        """The path as a tuple of int. Raises ValueError unless it has one valid index per
+        decision."""
+        if type(path) is tuple and len(path) == len(self._lengths):
+            pairs = zip(path, self._lengths, strict=True)
+            if all([type(index) is int and 0 <= index < length for index, length in pairs]):
+                return path  # in a microsecond or two
+        if not isinstance(path, (tuple, list)) or len(path) != len(self.choices):
+            known = ", ".join(decision.name for decision in self.decisions)
+            raise ValueError(
+                f"path {path!r} must have {len(self.choices)} indices, as in "
+                f"{(0,) * len(self.choices)}, one for each of {known}"
+            )
+        for position, (index, names) in enumerate(zip(path, self.choices, strict=True)):
+            if (
+                not isinstance(index, (int, np.integer))
+                or isinstance(index, bool)
+                or not 0 <= index < len(names)
+            ):
+                raise ValueError(
+                    f"path {path!r} has {index!r} at position {position}; expected an index below "
+                    f"{len(names)}: {names}"
+                )
+        return tuple(map(int, path))
+
+    def check_images(self, images: torch.Tensor, name: str) -> None:
+        """Raise ValueError unless images (N, C, H, W) of the data set `name` are what the networks
+        take."""
+        if tuple(images.shape[1:]) != self.input_shape:
+            ours, theirs = (
+                "x".join(map(str, shape)) for shape in (self.input_shape, images.shape[1:])
+            )
+            raise ValueError(
+                f"space {self.name} takes images of {ours}, {name} has {theirs}; change one of them"
+            )
+
+    @cached_property
+    def _lengths(self) -> tuple[int, ...]:
+        return tuple(map(len, self.decisions))
+
+    def _pattern(self) -> str:
+        return " - ".join(
+            "|".join(d.format(i) if i == 0 else d.labels[i] for i in range(len(d)))
+            for d in self.decisions
+        )
+
+
+def _decisions(
+    name: str, choices: Sequence[Choice], made: Sequence[Decision]
+) -> tuple[Decision, ...]:
+    """What the choices read, each once, in the order in which they first do."""
+    found: dict[str, Decision] = {}
+    for position, choice in enumerate(choices):
+        for decision in choice.decisions_at(position):
+            known = found.setdefault(decision.name, decision)
+            if known != decision:
+                raise ValueError(
+                    f"space {name!r} has two decisions named {decision.name!r}, of the values "
+                    f"{known.values} and {decision.values}; give each a name of its own"
+                )
+    for decision in made:
+        if decision.name not in found:
+            raise ValueError(
+                f"space {name!r} never reads decision {decision.name!r}; give it to a Choice of "
+                "the model, or leave it out"
+            )
+    return tuple(found.values())
+
+
+def _coupling(decisions: Sequence[Decision], choices: Sequence[Choice]) -> Coupling:
+    position_of = {decision.name: position for position, decision in enumerate(decisions)}
+    places = [
+        Place([position_of[d.name] for d in choice.decisions_at(position)], choice.table)
+        for position, choice in enumerate(choices)
+    ]
+    return Coupling([len(decision) for decision in decisions], places)
+
+
+def _shape(given: Sequence[int]) -> tuple[int, ...]:
+    try:
+        shape = tuple(operator.index(n) for n in given)
+    except TypeError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise ValueError(
+            f"input_shape={given!r}; expected positive whole numbers, as in (1, 28, 28)"
+        )
+    return shape
