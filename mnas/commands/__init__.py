@@ -1,0 +1,78 @@
+"""The command line: `mnas train`, `mnas evaluate`, ..., a module each."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from mnas.commands import process
+
+COMMANDS = {
+    "train": "Train a supernet, or networks of a space from scratch.",
+    "evaluate": "Score networks of a run on the validation or the test set.",
+    "export": "Write one network of a run as plain PyTorch.",
+    "study": "Supernets against the same networks from scratch, in one command.",
+    "report": "Tables, figures and pages of studies, from their rows.",
+    "benchmark": "Time of masked against modular and stand-alone implementations.",
+    "freezing": "Drift and cost of ways to freeze chosen entries.",
+    "spaces": "Memory of the named spaces.",
+}
+SOURCE = Path(__file__).parents[2]  # of a checkout; benchmarks are not installed
+OF_SOURCE = ("benchmark", "freezing", "spaces")
+DRAWING = ("study", "report", "benchmark", "freezing", "spaces")  # need the extra `report`
+
+
+def main(command: str | None = None) -> None:
+    """Run a command with the arguments of this process. None: the first of them names it."""
+    process.prepare()
+    process.run(lambda arguments: _run(command, arguments))
+
+
+def _run(command: str | None, arguments: list[str]) -> None:
+    from mnas.errors import Failure
+
+    if command is None:
+        command, *arguments = arguments or ["--help"]
+        if command in ("--help", "-h", "help"):
+            print(_overview())
+            return
+        if command == "--version":
+            from importlib.metadata import version
+
+            print(version("mnas"))
+            return
+        sys.argv[0] = f"mnas {command}"
+    if command not in COMMANDS:
+        raise Failure(
+            f"command {command!r} is unknown; expected one of {', '.join(COMMANDS)}", status=2
+        )
+    room = "mnas.commands"
+    if command in OF_SOURCE:
+        room = "benchmarks"
+        if not (SOURCE / room / f"{command}.py").exists():
+            raise Failure(
+                f"{command} is not installed; clone the repository and run tools/{command}.py",
+                status=2,
+            )
+        sys.path.insert(0, str(SOURCE))
+    if command in DRAWING and not {"--help", "-h"} & set(arguments):
+        _check_extra("report", "matplotlib", "scipy")
+    import_module(f"{room}.{command}").app(
+        arguments, exit_on_error=False, print_error=False, result_action="return_value"
+    )
+
+
+def _check_extra(extra: str, *packages: str) -> None:
+    """Before hours of work, not after."""
+    from mnas.errors import Failure
+
+    for package in packages:
+        if find_spec(package) is None:
+            raise Failure(f"{package} is not installed; pip install 'mnas[{extra}]'", status=2)
+
+
+def _overview() -> str:
+    lines = "\n".join(f"  {name:10} {about}" for name, about in COMMANDS.items())
+    return f"usage: mnas COMMAND [OPTIONS]\n\n{lines}\n\nmnas COMMAND --help shows its options."

@@ -1,0 +1,375 @@
+"""The whole experiment for a space and a data set, in one command: train supernets, read the
+accuracy of their networks, train the same networks from scratch, compare, and write a report.
+
+- `mnas study`: one seed of mil4 on MNIST, about two minutes on 2 cores
+- `mnas study --seeds 10 --variants`: ten seeds, and what the analyses compare with
+
+Finished runs are kept: the same command continues a study that was stopped, tries again what
+failed, and adds seeds if it asks for more. OUT gets rows.jsonl, one network and run a line, the
+rows of the other analyses, and by tools/report.py README.md, summary.json and figures. Weights stay
+in runs/."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from mnas.commands.options import Count, Seed, UserPath, list_spaces
+from mnas.errors import Failure, user_input, writing
+from mnas.studies.results import FIRST_SCRATCH_SEED, TooEarly, study_folder
+from mnas.training import runtime
+
+if TYPE_CHECKING:
+    from mnas import SearchSpace
+    from mnas.training.data import Data
+    from mnas.training.one_run import Run
+
+Settings = dict[str, Any]
+Row = dict[str, Any]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    space: str = "mil4"
+    "Search space; help lists them."
+    dataset: str = "mnist"
+    "mnist (embedded), fashion-mnist, kmnist, qmnist or emnist-digits."
+    data_root: UserPath = Path("data")
+    "Where the data sets other than mnist are, or are downloaded to."
+    recipe: Literal["short", "long"] = "short"
+    "short: minutes; long: trained longer (docs/method.md)."
+    seeds: Count = 1
+    "Supernets, and runs from scratch of each network."
+    variants: Annotated[bool, Parameter(negative=())] = False
+    """Also train what the further analyses compare: budgets, samplers, stock optimizer, cheap
+    estimates, fine-tuning."""
+    networks: Count = 16
+    "Networks to compare, drawn by --seed, if the space has more."
+    seed: Seed = 0
+    "Draws those networks."
+    jobs: Count | None = None
+    "Runs at a time, each in a process of its own. [default: all cores]"
+    threads: Count | None = None
+    "Threads of each run. [default: all cores divided by --jobs, at least 1]"
+    out: UserPath | None = None
+    "Directory of the study. [default: results/SPACE_DATASET_nSEEDS]"
+    runs: UserPath | None = None
+    "Directory of its training runs. [default: runs/SPACE_DATASET]"
+    limit_train: Count | None = None
+    "Use only the first N training images."
+    limit_test: Count | None = None
+    "Use only the first N test images."
+
+
+ABOUT = (
+    "space",
+    "dataset",
+    "recipe",
+    "seeds",
+    "variants",
+    "networks",
+    "seed",
+    "limit_train",
+    "limit_test",
+)
+
+# Chosen on validation accuracy of single seeds; docs/method.md.
+MIL9: Settings = {"batch_size": 64, "lr": 0.15, "precision": "bf16"}
+MIL9_SUPERNET = MIL9 | {"epochs": 15, "sampler": "fair"}
+RECIPES: dict[tuple[str, str], dict[str, Settings]] = {
+    ("mil4", "short"): {"supernet": {"epochs": 4}, "scratch": {"epochs": 2}},
+    ("mil4", "long"): {
+        "supernet": {"epochs": 20, "augment": "shift", "precision": "bf16", "validate_every": 5},
+        "scratch": {"epochs": 10, "augment": "shift", "precision": "bf16", "validate_every": 5},
+    },
+    ("mil9", "short"): {"supernet": MIL9_SUPERNET, "scratch": MIL9 | {"epochs": 2}},
+    # The same supernet, and a truth for which two epochs may have been too short.
+    ("mil9", "long"): {
+        "supernet": MIL9_SUPERNET,
+        "scratch": MIL9 | {"epochs": 8, "validate_every": 4},
+    },
+}
+FINE_TUNING = {"lr": 0.01}
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """An arm of the study: one way of training, on several seeds. kind: "supernet" or "scratch".
+    config: settings of tools/train.py. after: the supernet arm whose networks it begins with."""
+
+    name: str
+    kind: str
+    config: Settings
+    after: str | None = None
+
+    def runs(self, root: Path, archs: list[str], seeds: int) -> list[Run]:
+        from mnas.training.one_run import Run
+
+        found = []
+        for seed in range(seeds):
+            config = {**self.config, "mode": self.kind, "seed": seed}
+            if self.kind == "supernet":
+                config["watched"] = archs
+                found.append(
+                    Run(root / self.name / f"seed{seed}", config, f"{self.name} seed {seed}")
+                )
+                continue
+            if self.after:
+                config["start"] = str(root / self.after / f"seed{seed}")
+            config["seed"] += FIRST_SCRATCH_SEED
+            for arch in archs:
+                path = root / self.name / f"{arch}-seed{config['seed']}"
+                found.append(
+                    Run(path, {**config, "arch": arch}, f"{self.name} {arch} seed {config['seed']}")
+                )
+        return found
+
+
+def arms(options: Options, images: int, networks: int, threads: int) -> list[Plan]:
+    """The two that every study has, and the variants of the further analyses."""
+    from mnas.training.one_run import DEFAULTS
+
+    recipe = RECIPES.get((options.space, options.recipe), RECIPES["mil4", options.recipe])
+    given = {"space": options.space, "dataset": options.dataset, "threads": threads}
+    given |= {"limit_train": options.limit_train, "limit_test": options.limit_test}
+    supernet, scratch = (
+        {**DEFAULTS[kind], **given, **recipe[kind]} for kind in ("supernet", "scratch")
+    )
+    found = [Plan("supernet", "supernet", supernet), Plan("scratch", "scratch", scratch)]
+    if options.variants:
+        other = {"uniform": "fair", "fair": "uniform"}[supernet["sampler"]]
+        eighth = {**scratch, "epochs": scratch["epochs"] / 8}
+        found += [
+            Plan(
+                "supernet-equal-updates",
+                "supernet",
+                {**supernet, "epochs": scratch["epochs"] * networks},
+            ),
+            Plan(
+                "scratch-equal-total",
+                "scratch",
+                {**scratch, "epochs": supernet["epochs"] / networks},
+            ),
+            Plan(f"supernet-{other}", "supernet", {**supernet, "sampler": other}),
+            Plan("supernet-stock-optimizer", "supernet", {**supernet, "policy": "torch"}),
+            Plan("scratch-eighth-of-epochs", "scratch", eighth),
+            Plan(
+                "scratch-eighth-of-data", "scratch", {**scratch, "limit_train": max(1, images // 8)}
+            ),
+            Plan("fine-tuned", "scratch", {**eighth, **FINE_TUNING}, after="supernet"),
+        ]
+    return found
+
+
+app = App(help=__doc__, help_format="markdown", version_flags=())
+
+
+@app.default
+def main(options: Options | None = None) -> None:
+    options = options or Options()
+    if options.space == "help":
+        print(list_spaces())
+        return
+
+    from mnas import spaces
+    from mnas.storage.strict_json import FolderError
+    from mnas.training.run_directory import RunDirectory
+
+    jobs = options.jobs or runtime.default_threads()
+    threads = options.threads or max(1, runtime.default_threads() // jobs)
+    name = "_".join(
+        [
+            options.space,
+            options.dataset.split("-")[0],
+            *(["long"] if options.recipe == "long" else []),
+        ]
+    )
+    out = options.out or Path("results") / f"{name}_n{options.seeds}"
+    root = options.runs or Path("runs") / name
+    with user_input():
+        space = spaces.get(options.space)
+    archs = networks(space, options)
+    if len(archs) < 2:
+        raise Failure(
+            f"{len(archs)} network is nothing to compare; expected 2 at least: raise --networks",
+            status=2,
+        )
+    data = runtime.load_data(
+        options.dataset, options.data_root, options.limit_train, options.limit_test
+    )
+    with user_input():
+        space.check_images(data.train.images, options.dataset)
+    for flag, path in (("--out", out), ("--runs", root)):
+        _check_writable(flag, path)
+    planned = arms(options, len(data.train), len(archs), threads)
+    runs = {arm: arm.runs(root, archs, options.seeds) for arm in planned}
+    try:  # before anything is trained: no run of other settings counts
+        for run in (run for of_arm in runs.values() for run in of_arm):
+            if (directory := RunDirectory(run.path)).begun:
+                directory.check_config(run.config)
+    except ValueError as error:
+        raise Failure(f"{error}: --runs", status=2) from error
+    number = sum(map(len, runs.values()))
+    print(
+        f"study of {space.name} on {options.dataset}: {number} runs, {jobs} at a time; report in "
+        f"{out}",
+        flush=True,
+    )
+
+    with user_input(FolderError), _own(out), _own(root):
+        _study(options, planned, runs, data, out, root, jobs, drawn=space.size > options.networks)
+
+
+@contextlib.contextmanager
+def _own(directory: Path) -> Iterator[None]:
+    """Nobody else makes a study there meanwhile."""
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = study_folder(directory).lock()
+    with lock:
+        yield
+
+
+def _study(
+    options: Options,
+    planned: list[Plan],
+    runs: dict[Plan, list[Run]],
+    data: Data,
+    out: Path,
+    root: Path,
+    jobs: int,
+    drawn: bool,
+) -> None:
+    """Train what has not been, and write rows and report."""
+    from mnas.commands import report
+    from mnas.training import sweep
+
+    outcomes: dict[Path, Any] = {}
+    stopped = False
+    for after in (False, True):  # fine-tuning begins with the supernets
+        now = [run for arm, of_arm in runs.items() for run in of_arm if bool(arm.after) is after]
+        ended = sweep.train(now, jobs, options.data_root, checkpoint_every=500)
+        outcomes |= {run.path: outcome for run, outcome in zip(now, ended, strict=True)}
+        stopped = any(isinstance(outcome, Failure) and outcome.status > 128 for outcome in ended)
+        if stopped:
+            break
+    rows, failed = collected(runs, outcomes, len(data.train))
+    if options.variants and not stopped:
+        from mnas.studies import drift
+
+        rows["drift"] = drift.kept(root, planned[0].config, data, min(3, options.seeds))
+    record(out, options, runs, rows, failed, drawn, len(data.test))
+    began = [run for of_arm in runs.values() for run in of_arm if run.path in outcomes]
+    try:
+        print(report.write(out))
+    except TooEarly:
+        sweep.check(
+            began, [outcomes[run.path] for run in began], "the same command"
+        )  # says more, if a run failed
+        raise
+    sweep.check(began, [outcomes[run.path] for run in began], "the same command")
+
+
+def networks(space: SearchSpace, options: Options) -> list[str]:
+    """All of a small space, or as many as were asked for."""
+    import torch
+
+    if space.size <= options.networks:
+        return [space.format(path) for path in space.paths()]
+    generator, drawn = torch.Generator().manual_seed(options.seed), set()
+    while len(drawn) < options.networks:
+        drawn.add(space.sample(generator))
+    return [space.format(path) for path in sorted(drawn)]
+
+
+def _check_writable(flag: str, directory: Path) -> None:
+    """The directory, or what it is to be made in, can be written to; makes nothing."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise Failure(
+            f"cannot write to {flag} {directory}: {existing} is no writable directory; give "
+            "another",
+            2,
+        )
+
+
+def collected(
+    runs: dict[Plan, list[Run]], outcomes: dict[Path, Any], images: int
+) -> tuple[dict[str, list[Row]], list[Row]]:
+    """The raw rows of the study by file: those of its two arms, of the variants, and of the curves
+    of validation; and which runs failed."""
+    from mnas.training.run_directory import RunDirectory
+
+    files: dict[str, list[Row]] = {"rows": [], "variants": [], "curves": [], "drift": []}
+    failed = []
+    for arm, of_arm in runs.items():
+        for run in of_arm:
+            outcome, labels = outcomes.get(run.path), {"kind": arm.kind, "seed": run.config["seed"]}
+            if not isinstance(outcome, dict):
+                reason = str(outcome or "not begun")
+                failed.append(
+                    {"run": run.name, "arm": arm.name, "seed": run.config["seed"], "reason": reason}
+                )
+                continue
+            main = arm.name == arm.kind
+            labels = labels if main else {"variant": arm.name, **labels}
+            batch = min(run.config["batch_size"], run.config["limit_train"] or images, images)
+            try:
+                about = {"steps": outcome["steps"], "seconds": outcome["train_seconds"]}
+                about["images"] = about["steps"] * batch
+                files["rows" if main else "variants"] += [
+                    {**labels, **path, **about} for path in outcome["paths"]
+                ]
+                for row in RunDirectory(run.path).rows() if main else []:
+                    files["curves"].append(
+                        {**labels, **{key: row[key] for key in ("arch", "epoch", "val_top1")}}
+                    )
+            except (KeyError, OSError, TypeError, ValueError) as error:
+                raise Failure(
+                    f"{run.path} is damaged ({error!r}); remove it to train it again", status=2
+                ) from error
+    return files, failed
+
+
+def record(
+    out: Path,
+    options: Options,
+    runs: dict[Plan, list[Run]],
+    rows: dict[str, list[Row]],
+    failed: list[Row],
+    drawn: bool,
+    test_images: int,
+) -> None:
+    """A file of rows each, none of an earlier study left; study.json says how they were made and
+    what failed."""
+    from mnas.storage import files, strict_json
+    from mnas.training.run_directory import RunDirectory, environment
+
+    about = {key: getattr(options, key) for key in ABOUT}
+    arms = {arm.name: {**arm.config, "after": arm.after} for arm in runs}
+    first = RunDirectory(next(iter(runs.values()))[0].path)
+    trained_in = first.environment() if first.finished else environment()
+    about |= {
+        "drawn": drawn,
+        "test_images": test_images,
+        "failed": failed,
+        "arms": arms,
+        "environment": trained_in,
+    }
+    kept = {
+        f"{name}.jsonl": strict_json.lines(those)
+        for name, those in rows.items()
+        if those or name == "rows"
+    }
+    kept["study.json"] = strict_json.dumps(about, indent=2) + "\n"
+    with writing(out), user_input(files.FolderError):
+        study_folder(out).write(
+            kept, remove={f"{name}.jsonl" for name in rows} - kept.keys(), settle=True
+        )

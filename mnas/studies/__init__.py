@@ -1,0 +1,1 @@
+"""Experiments of many runs: their rows, statistics, tables, figures and pages."""

@@ -1,0 +1,310 @@
+"""The rows of a study as arrays, and the numbers that they give."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mnas.errors import Failure, user_input
+
+if TYPE_CHECKING:
+    from mnas.storage.files import Folder
+
+Row = dict[str, Any]
+Summary = dict[str, Any]
+KINDS = (
+    ("supernet", "inherited"),
+    ("scratch", "from scratch"),
+)  # the arms of every study, and their weights
+FIRST_SCRATCH_SEED = (
+    1000  # apart from the seeds of supernets: no common random start, no common shuffling
+)
+
+
+def study_folder(path: Path) -> Folder:
+    """A study on disk: study.json, and rows of several kinds, with their digests."""
+    from mnas.storage.files import Folder
+
+    return Folder(path, "mnas-study-1")
+
+
+class TooEarly(Failure):
+    """A study has nothing to compare yet."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs of one way of training, as arrays (seeds, networks) in the order of `Study.archs`."""
+
+    name: str
+    seeds: list[int]
+    test: Any
+    val: Any
+    rows: list[Row]
+    short: list[int]
+    "Seeds that lack a network: in the rows, not in the arrays."
+
+    @property
+    def cost(self) -> float:
+        """Multiply-accumulates of a ranking, forward passes of training alone: a supernet trains
+        one network a step."""
+        of_seed = [row for row in self.rows if row["seed"] == self.seeds[0]]
+        total = sum(row["macs"] * row["images"] for row in of_seed)
+        return total / len(of_seed) if of_seed[0]["kind"] == "supernet" else total
+
+    @property
+    def seconds(self) -> float:
+        """Of training, for a ranking; the mean over seeds."""
+        return self._of_runs("seconds")
+
+    @property
+    def updates(self) -> float:
+        """Optimizer steps of a ranking."""
+        return self._of_runs("steps")
+
+    @property
+    def images(self) -> float:
+        """Images trained on for a ranking."""
+        return self._of_runs("images")
+
+    def _of_runs(self, key: str) -> float:
+        """The sum over the runs of a seed, the mean over seeds. A supernet is one run; all its rows
+        have its value."""
+        per_run = {
+            (row["seed"], row["arch"] if row["kind"] == "scratch" else ""): row[key]
+            for row in self.rows
+        }
+        return sum(per_run.values()) / len(self.seeds)
+
+
+class Study:
+    """The rows of a study; only seeds of which every network has finished are in its arms."""
+
+    def __init__(self, path: Path) -> None:
+        from mnas.storage import strict_json
+        from mnas.storage.schema import AboutStudy
+
+        self.path, self._folder = path, study_folder(path)
+        with user_input():
+            self.about = strict_json.parse(
+                self._folder.read("study.json"), dict, path / "study.json"
+            )
+            strict_json.checked(self.about, AboutStudy, path / "study.json")
+            self._read()
+
+    def _read(self) -> None:
+        path = self.path
+        rows = self._rows("rows")
+        self.archs = list(dict.fromkeys(row["arch"] for row in rows))
+        self.costs = {row["arch"]: (row["params"], row["macs"]) for row in rows}
+        self.curves = self._optional("curves")
+        self.drift = self._optional("drift")
+        by_name: dict[str, list[Row]] = {}
+        for row in [*rows, *self._optional("variants")]:
+            by_name.setdefault(row.get("variant", row["kind"]), []).append(row)
+        for name in by_name.keys() - self.about["arms"].keys():
+            raise Failure(
+                f"{path} has rows of {name!r}, an arm that its study.json lacks; run "
+                "tools/study.py",
+                2,
+            )
+        found = {name: self._arm(name, of_arm) for name, of_arm in by_name.items()}
+        self.arms = {name: arm for name, arm in found.items() if arm.seeds}
+        self.left_out = [(name, seed) for name, arm in found.items() for seed in arm.short]
+        if not {"supernet", "scratch"} <= self.arms.keys():
+            raise TooEarly(
+                f"{path} has no finished seed of supernet and scratch yet; continue the study",
+                status=2,
+            )
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def title(self) -> str:
+        of_recipe = "" if self.about["recipe"] == "short" else f", {self.about['recipe']} recipe"
+        return f"{self.about['space']} on {self.about['dataset']}{of_recipe}"
+
+    def _optional(self, name: str) -> list[Row]:
+        from mnas.storage.files import NotYet
+
+        file = f"{name}.jsonl"
+        if file not in self._folder.listed() and not (self.path / file).exists():
+            return []
+        try:
+            return self._rows(name)  # a file that is there and not listed is refused
+        except NotYet:
+            return []
+
+    def _rows(self, name: str) -> list[Row]:
+        from mnas.storage import strict_json
+        from mnas.storage.schema import STUDY_ROWS
+
+        file = f"{name}.jsonl"
+        return strict_json.parse_lines(self._folder.read(file), STUDY_ROWS[name], self.path / file)
+
+    def _arm(self, name: str, rows: list[Row]) -> Arm:
+        import numpy as np
+
+        found: dict[int, dict[str, Row]] = {}
+        for row in rows:
+            if found.setdefault(row["seed"], {}).setdefault(row["arch"], row) is not row:
+                raise Failure(
+                    f"{self.path} has two rows of {name}, seed {row['seed']}, {row['arch']}; "
+                    "expected one",
+                    2,
+                )
+        seeds = sorted(seed for seed, of_seed in found.items() if set(of_seed) == set(self.archs))
+        test, val = (
+            np.array([[100 * found[seed][arch][key] for arch in self.archs] for seed in seeds])
+            for key in ("test_top1", "val_top1")
+        )
+        return Arm(
+            name,
+            seeds,
+            test,
+            val,
+            [row for row in rows if row["seed"] in seeds],
+            sorted(set(found) - {*seeds}),
+        )
+
+    def failures(self, arm: str) -> int:
+        """Runs of the arm that failed or were not run."""
+        return sum(failure["arm"] == arm for failure in self.about["failed"])
+
+    @property
+    def collapsed(self) -> list[tuple[str, Row]]:
+        """Arm and row of networks with less than half of their arm's median accuracy."""
+        found = []
+        for name, arm in self.arms.items():
+            half = statistics.median(row["test_top1"] for row in arm.rows) / 2
+            found += [(name, row) for row in arm.rows if row["test_top1"] < half]
+        return found
+
+
+def summary(study: Study) -> dict[str, Any]:
+    """The numbers of a study by name; null where one seed gives no interval or no ceiling."""
+    import numpy as np
+
+    from mnas.studies import statistics
+
+    supernet, scratch = study.arms["supernet"], study.arms["scratch"]
+    truth = scratch.test.mean(0)
+    taus, tau = statistics.agreement(supernet.test, scratch.test)
+    lost = statistics.regret(supernet.val, truth)  # the pick is made on validation
+    regret = statistics.interval(lost)
+    found: dict[str, Any] = {
+        "space": study.about["space"],
+        "dataset": study.about["dataset"],
+        "networks": len(study.archs),
+        "supernet_seeds": len(supernet.seeds),
+        "scratch_seeds": len(scratch.seeds),
+        "tau_mean": tau.mean,
+        "tau_ci": [tau.low, tau.high],
+        "tau_per_seed": taus.tolist(),
+        "ceiling_mean": None,
+        "ceiling_ci": None,
+        "regret_mean": regret.mean,
+        "regret_ci": [
+            float(np.maximum(regret.low, 0)),
+            regret.high,
+        ],  # nothing is better than the best
+        "regret_of_chance": float(truth.max() - truth.mean()),
+        "tau_of_truths": float(statistics.kendall(scratch.val.mean(0), truth)),
+        "inherited_mean": float(supernet.test.mean()),
+        "scratch_mean": float(truth.mean()),
+        "failed_runs": len(study.about["failed"]),
+        "seeds_left_out": len(study.left_out),
+        "collapsed_networks": len(study.collapsed),
+        "units": (
+            "accuracies and regret in per cent of the test set; tau is Kendall's tau-b; "
+            "intervals are 95 %"
+        ),
+        "estimators": estimators(study),
+    }
+    if len(scratch.seeds) > 1:
+        _, top = statistics.ceiling(scratch.test)
+        found |= {"ceiling_mean": top.mean, "ceiling_ci": [top.low, top.high]}
+    return _without_nan(found)
+
+
+def estimators(study: Study) -> list[dict[str, Any]]:
+    """How each way of scoring the networks ranks them, and its training compute and seconds,
+    relative to one run from scratch of each network. On the same images, what these say by chance
+    counts as agreement; tau is therefore also given on other images: scores on those of the test
+    with the truth on those of validation and the other way round."""
+    import numpy as np
+
+    from mnas.studies import statistics
+
+    scratch = study.arms["scratch"]
+    truth = scratch.test.mean(0)
+    other_truth = np.stack(
+        [scratch.val, scratch.test]
+    )  # for scores on test and on validation images
+    found = []
+    for number, name in enumerate(("parameters", "multiply-accumulates")):
+        # Twice the same, because costs have no noise of their own: the interval is that of the
+        # truth.
+        scores = np.array([[study.costs[arch][number] for arch in study.archs]] * 2, float)
+        taus = (
+            statistics.agreement(scores, scratch.test)[1],
+            statistics.agreement(np.stack([scores] * 2), other_truth)[1],
+        )
+        found.append(_estimator(name, 1, taus, statistics.regret(scores, truth).mean(), 0.0, 0.0))
+    for name, arm in study.arms.items():
+        both = np.stack([arm.test, arm.val])
+        if arm is not scratch:
+            taus = (
+                statistics.agreement(arm.test, scratch.test)[1],
+                statistics.agreement(both, other_truth)[1],
+            )
+            lost = statistics.regret(arm.val, truth).mean()
+        elif (number := len(arm.seeds)) > 1:
+            taus = statistics.ceiling(arm.test)[1], statistics.ceiling(both, other_truth)[1]
+            others = (arm.test.sum(0) - arm.test) / (number - 1)
+            lost = np.mean([statistics.regret(*pair) for pair in zip(arm.val, others, strict=True)])
+        else:
+            continue
+        before = study.arms.get(
+            study.about["arms"][name]["after"]
+        )  # what it began with is a part of its cost
+        cost = (arm.cost + (before.cost if before else 0)) / scratch.cost
+        seconds = (arm.seconds + (before.seconds if before else 0)) / scratch.seconds
+        found.append(_estimator(name, len(arm.seeds), taus, lost, cost, seconds))
+    return found
+
+
+def _estimator(
+    name: str, seeds: int, taus: tuple[Any, Any], regret: float, cost: float, seconds: float
+) -> dict[str, Any]:
+    """taus: on the same images, and on others."""
+    tau, elsewhere = taus
+    return {
+        "name": name,
+        "seeds": seeds,
+        "tau_mean": tau.mean,
+        "tau_ci": [tau.low, tau.high],
+        "tau_other_pictures": elsewhere.mean,
+        "tau_other_pictures_ci": [elsewhere.low, elsewhere.high],
+        "regret_mean": float(regret),
+        "compute": cost,
+        "seconds": seconds,
+    }
+
+
+def estimator(found: Summary, name: str) -> dict[str, Any] | None:
+    """The line of an estimator in a summary, if it is there."""
+    return next((line for line in found["estimators"] if line["name"] == name), None)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

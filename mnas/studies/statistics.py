@@ -1,0 +1,180 @@
+"""How well cheap scores rank networks, and how sure one can be of it.
+
+Runs are arrays (seeds, networks) of scores, higher is better. The truth is the mean of runs from
+scratch."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+
+Array = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % interval; the ends are NaN where a single seed gives none."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """How much better network `a` is than `b`, over seeds. p: Holm-corrected for all pairs."""
+
+    a: int
+    b: int
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def kendall(scores: ArrayLike, truth: ArrayLike) -> Array:
+    """Kendall's tau-b (1945) of scores (..., networks) with the truth (..., networks); 0 where
+    either is constant, because it ranks nothing. Raises ValueError for numbers that are not finite
+    or not of the same networks."""
+    arrays = [np.asarray(x, float) for x in (scores, truth)]
+    if {a.shape[-1:] for a in arrays} != {arrays[0].shape[-1:] or None} or not all(
+        np.isfinite(a).all() for a in arrays
+    ):
+        shapes = " and ".join(str(a.shape) for a in arrays)
+        raise ValueError(
+            f"scores and truth are {shapes}, expected finite numbers (..., networks) of the same "
+            "networks"
+        )
+    a, b = map(_orders, arrays)
+    untied = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+    return np.divide((a * b).sum(-1), untied, out=np.zeros(untied.shape), where=untied > 0)
+
+
+def _orders(scores: Array) -> Array:
+    """For each pair of networks, which is better: 1, 0 or -1."""
+    i, j = np.triu_indices(scores.shape[-1], 1)
+    # Means of the same accuracies in another order differ in the last bits: still a tie.
+    return np.sign(np.round(scores[..., i] - scores[..., j], 9))
+
+
+def agreement(runs: ArrayLike, truth_runs: ArrayLike, seed: int = 0) -> tuple[Array, Interval]:
+    """tau of each run with the mean of the truth's runs, and the mean tau.
+
+    Both are arrays (seeds, networks), or (measurements, seeds, networks) of the same runs measured
+    several times, such as on several sets of images: tau is then the mean over measurements. The
+    interval is a percentile bootstrap in which the runs and those of the truth are drawn anew, so
+    that it holds the noise of both."""
+    runs, truth_runs = _measured(runs), _measured(truth_runs)
+    taus = kendall(runs, truth_runs.mean(1, keepdims=True)).mean(0)
+    number, number_of_truth = runs.shape[1], truth_runs.shape[1]
+    if number < 2 or number_of_truth < 2:
+        return taus, Interval(float(taus.mean()), np.nan, np.nan)
+    random = np.random.default_rng(seed)
+    drawn = random.integers(number, size=(RESAMPLES, number))
+    drawn_truth = random.integers(number_of_truth, size=(RESAMPLES, number_of_truth))
+    means = np.concatenate(
+        [  # some at a time, for the memory of all their pairs
+            kendall(
+                runs[:, drawn[some]], truth_runs[:, drawn_truth[some]].mean(2)[:, :, None]
+            ).mean((0, 2))
+            for some in np.array_split(np.arange(RESAMPLES), 50)
+        ]
+    )
+    return taus, Interval(float(taus.mean()), *_percentiles(means))
+
+
+def ceiling(
+    runs: ArrayLike, truth_runs: ArrayLike | None = None, seed: int = 0
+) -> tuple[Array, Interval]:
+    """tau of each run from scratch with the mean of the others: what seed noise leaves to an
+    estimator that is a run. What has less noise can exceed it. truth_runs: the same runs, measured
+    otherwise; shapes as for `agreement`.
+
+    The interval is a percentile bootstrap over those taus; the truth is not drawn anew, because a
+    run drawn twice would be compared with itself. Raises ValueError for a single run."""
+    runs = _measured(runs)
+    truth_runs = runs if truth_runs is None else _measured(truth_runs)
+    number = runs.shape[1]
+    if number < 2:
+        raise ValueError("a ceiling needs two runs of each network from scratch; train more seeds")
+    others = (truth_runs.sum(1, keepdims=True) - truth_runs) / (number - 1)
+    taus = kendall(runs, others).mean(0)
+    drawn = np.random.default_rng(seed).integers(number, size=(RESAMPLES, number))
+    return taus, Interval(float(taus.mean()), *_percentiles(taus[drawn].mean(1)))
+
+
+def _measured(runs: ArrayLike) -> Array:
+    """Runs as (measurements, seeds, networks)."""
+    array = np.asarray(runs, float)
+    return array if array.ndim == 3 else array[None]
+
+
+def _percentiles(means: Array) -> tuple[float, float]:
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def regret(scores: ArrayLike, truth: ArrayLike) -> Array:
+    """What is lost by taking the network with the best score (..., networks): the truth of the best
+    less that of the pick; the mean over the picks where several share the best score."""
+    scores, truth = np.asarray(scores, float), np.asarray(truth, float)
+    best = scores == scores.max(-1, keepdims=True)
+    return truth.max() - (best * truth).sum(-1) / best.sum(-1)
+
+
+def interval(values: ArrayLike) -> Interval:
+    """The mean of values (seeds,) with Student's interval."""
+    values = np.asarray(values, float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Interval(mean, np.nan, np.nan)
+    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half)
+
+
+def difference(values: ArrayLike, others: ArrayLike) -> Interval:
+    """The mean of values (seeds,) less that of independent others (seeds of theirs,), with Welch's
+    interval (1947)."""
+    pair = [np.asarray(v, float) for v in (values, others)]
+    mean = float(pair[0].mean() - pair[1].mean())
+    if min(map(len, pair)) < 2:
+        return Interval(mean, np.nan, np.nan)
+    squares = np.array([v.var(ddof=1) / len(v) for v in pair])
+    if not squares.any():
+        return Interval(mean, mean, mean)
+    freedom = squares.sum() ** 2 / sum(
+        s**2 / (len(v) - 1) for s, v in zip(squares, pair, strict=True)
+    )
+    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(squares.sum())
+    return Interval(mean, mean - half, mean + half)
+
+
+def differences(runs: ArrayLike) -> list[Difference]:
+    """All pairs of networks, compared seed by seed (paired t-test), with p-values corrected after
+    Holm (1979)."""
+    runs = np.asarray(runs, float)
+    pairs = list(combinations(range(runs.shape[1]), 2))
+    gaps = [interval(runs[:, a] - runs[:, b]) for a, b in pairs]
+    raw = np.array([_paired_p(runs[:, a] - runs[:, b]) for a, b in pairs])
+    order = np.argsort(raw)
+    stepped = np.maximum.accumulate(raw[order] * np.arange(len(raw), 0, -1))
+    corrected = np.empty_like(raw)
+    corrected[order] = np.minimum(stepped, 1)
+    return [
+        Difference(a, b, *gap, float(p))
+        for (a, b), gap, p in zip(pairs, gaps, corrected, strict=True)
+    ]
+
+
+def _paired_p(gaps: Array) -> float:
+    if len(gaps) < 2:
+        return np.nan
+    if not gaps.std():
+        return 0.0 if gaps[0] else 1.0
+    return float(stats.ttest_1samp(gaps, 0).pvalue)

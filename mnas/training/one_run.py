@@ -1,0 +1,286 @@
+"""One training run: begun or continued from its directory, trained to the end, tested once."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mnas.errors import Failure, user_input, writing
+from mnas.training import runtime
+from mnas.training.saved import open_run, resume_command
+
+if TYPE_CHECKING:  # as in common.py
+    from torch import nn
+
+    from mnas.training.data import Data
+    from mnas.training.run_directory import RunDirectory
+    from mnas.training.trainer import Trainer
+
+SHARED: dict[str, Any] = {
+    **{"space": "mil4", "dataset": "mnist", "limit_train": None, "limit_test": None, "seed": 0},
+    **{"batch_size": 128, "lr": 0.08, "precision": "fp32", "augment": "none", "validate_every": 1},
+    **{"keep_memory": True, "channels_last": True},
+}
+OWN: dict[str, dict[str, Any]] = {
+    "supernet": {
+        "epochs": 4,
+        "sampler": "uniform",
+        "execution": "sliced",
+        "bn": "recalibrate",
+        "policy": "frozen",
+    },
+    "scratch": {"epochs": 2, "arch": None, "start": None},
+}
+DEFAULTS = {mode: {**SHARED, **own} for mode, own in OWN.items()}
+"""The settings of a run that nobody asked for; `threads` are to be added."""
+RECIPE = ("epochs", "batch_size", "lr", "precision", "augment", "validate_every")
+
+Report = Callable[
+    ..., int
+]  # takes the run's name, a line, step, total and loss; returns the signal to stop by, or 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """path: its directory, begun or not. config: its settings, as `tools/train.py` writes them.
+    name: for the user, different from those of the runs beside it."""
+
+    path: Path
+    config: dict[str, Any]
+    name: str
+
+
+def load(config: dict[str, Any], data_root: Path) -> Data:
+    """The data of a run; the next run of the process with the same data gets the same tensors."""
+    return _load(
+        config["dataset"],
+        data_root,
+        config["limit_train"],
+        config["limit_test"],
+        config["channels_last"],
+    )
+
+
+_load = functools.lru_cache(maxsize=1)(runtime.load_data)
+
+
+def train(run: Run, report: Report, data_root: Path, checkpoint_every: int) -> None:
+    """Train to the end, then read the test set once and write the summary. Raises Failure, also
+    when stopped."""
+    from mnas.storage.strict_json import FolderError
+    from mnas.training.run_directory import RunDirectory
+
+    if number := report(run.name):
+        raise Failure("stopped before it began", status=128 + number)
+    runtime.configure_runtime(run.config["threads"], run.config["keep_memory"])
+    directory, data = RunDirectory(run.path), load(run.config, data_root)
+    with user_input(FolderError), locked(directory, run.config, data):
+        _train(run, directory, data, report, checkpoint_every)
+
+
+@contextlib.contextmanager
+def locked(directory: RunDirectory, config: dict[str, Any], data: Data) -> Iterator[None]:
+    """The directory of a run, begun now or before with the same settings and data, for this process
+    alone.
+
+    Raises FolderError or Failure where it cannot be that.
+    """
+    if not directory.begun:
+        with directory.new():
+            directory.create(config, data.found)
+            yield
+        return
+    directory.check_config(config)
+    with writing(directory.path), directory.lock():
+        directory.recover()
+        if directory.data() not in (None, data.found):
+            raise Failure(
+                f"{directory.path} was begun with other data than {config['dataset']} has now "
+                f"({directory.data()}, not {data.found}); restore them, or start a new run",
+                status=2,
+            )
+        yield
+
+
+def _train(
+    run: Run, directory: RunDirectory, data: Data, report: Report, checkpoint_every: int
+) -> None:
+    from mnas.training.trainer import DivergedError
+
+    with user_input():
+        trainer = trainer_of(run.config, data)
+    report = functools.partial(report, run.name)
+    begun = time.monotonic() - _restore(directory, trainer, report)
+
+    def save() -> None:
+        with writing(directory.path):
+            weights = {run.config.get("arch") or "supernet": trainer.module.state_dict()}
+            state = {"trainer": trainer.state_dict(), "weights": weights}
+            directory.save(state, trainer.rows, time.monotonic() - begun)
+
+    while not trainer.finished:
+        try:
+            loss = trainer.advance()
+        except DivergedError as error:
+            raise Failure(str(error)) from error
+        due = trainer.due
+        line = _epoch_line(trainer) if due else None
+        number = report(step=trainer.step, total=trainer.total_steps, loss=loss)
+        if due or trainer.step % checkpoint_every == 0 or number:
+            save()
+        if line is not None:  # once what it says is safe
+            report(line)
+        if number and not trainer.finished:
+            at, how = (
+                f"stopped at step {trainer.step} of {trainer.total_steps}",
+                resume_command(run.path),
+            )
+            raise Failure(f"{at}; continue with {how}", status=128 + number)
+    seconds = time.monotonic() - begun
+    summary = {**identity(run.config), "train_seconds": round(seconds, 2), "steps": trainer.step}
+    summary["paths"] = _results(trainer, data)
+    with writing(directory.path):
+        directory.finish(summary, trainer.rows, seconds)
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What a summary says about its run."""
+    return {key: config[key] for key in ("mode", "space", "dataset", "seed")}
+
+
+def trainer_of(config: dict[str, Any], data: Data) -> Trainer:
+    """What trains the run of these settings, at its beginning."""
+    from mnas import spaces
+    from mnas.training.trainer import Recipe, scratch_trainer, supernet_trainer
+
+    space = spaces.get(config["space"])
+    rule = {"rule": config.get("rule", "single_path"), "rule_options": rule_options(config, data)}
+    recipe = Recipe(**{key: config[key] for key in RECIPE if key in config})
+    if config["mode"] == "supernet":
+        options = {key: config[key] for key in OWN["supernet"] if key != "epochs"}
+        if "watched" in config:
+            options["watched"] = [space.parse(arch) for arch in config["watched"]]
+        return supernet_trainer(
+            space, data.train, data.validation, recipe, config["seed"], **options, **rule
+        )
+    path = space.parse(config["arch"])
+    start = exported(Path(config["start"]), space.name, config["arch"]) if config["start"] else None
+    return scratch_trainer(
+        space, path, data.train, data.validation, recipe, config["seed"], start, **rule
+    )
+
+
+def rule_options(config: dict[str, Any], data: Data | None = None) -> dict[str, Any]:
+    """The options of the rule of these settings, for the library. data: to recalibrate a teacher
+    with, if its run was scored so."""
+    from mnas.training.registry import RULES
+
+    own = RULES[config.get("rule", "single_path")].options
+    found = {name: config[name] for name in own if name in config}
+    if "teacher" in found:
+        found["teacher"] = teacher(Path(found["teacher"]), data)
+    return found
+
+
+def teacher(run: Path, data: Data | None = None) -> nn.Module:
+    """The network of a finished run, in evaluation mode; of several the dearest."""
+    import mnas
+    from mnas.networks.cost import extremes, size
+    from mnas.networks.export import compact
+    from mnas.training.trainer import BN_IMAGES
+
+    finished = open_run(run)
+    if not finished.directory.finished:
+        raise Failure(
+            f"--teacher {run} is not finished; continue it with --resume --out {run} first",
+            status=2,
+        )
+    space = finished.space
+    if finished.config["mode"] == "supernet":
+        path = extremes(space).largest
+    else:
+        path = max(map(space.parse, finished.weights), key=lambda p: size(space, p))
+    network = compact(finished.network(space.format(path)))
+    if finished.config.get("bn") == "recalibrate" and data is not None:
+        network = mnas.recalibrate(network, data.train.images[:BN_IMAGES])
+    return network.eval()
+
+
+def digest(network: nn.Module) -> str:
+    """Of the weights and statistics of a network."""
+    found = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        found.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def exported(run: Path, space: str, arch: str) -> dict[str, Any]:
+    """The state dict of a network as a finished run holds it."""
+    from mnas.networks.export import compact
+
+    finished = open_run(run)
+    if not finished.directory.finished:
+        raise Failure(
+            f"--start {run} is not finished; continue it with --resume --out {run} first", status=2
+        )
+    if finished.space.name != space:
+        raise Failure(f"--start {run} is a run of {finished.space.name}, not of {space}", status=2)
+    (arch,) = finished.archs(arch, seed=0)
+    return compact(finished.network(arch)).state_dict()
+
+
+def _restore(directory: RunDirectory, trainer: Trainer, report: Report) -> float:
+    """Bring the trainer to the last checkpoint; returns the seconds that it took to get there."""
+    import torch
+
+    state = directory.load()
+    if state is None:
+        return 0.0
+    try:
+        trainer.load_state_dict(state["trainer"])
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise Failure(
+            f"the checkpoint in {directory.path} does not fit its config.json; restore it", 2
+        ) from error
+    began_with = directory.environment().get("torch")
+    if began_with not in (None, torch.__version__):
+        report(
+            f"note: begun with torch {began_with}, continued with {torch.__version__}: bits may "
+            "differ"
+        )
+    report(f"continuing at step {trainer.step} of {trainer.total_steps}")
+    return directory.seconds()
+
+
+def _epoch_line(trainer: Trainer) -> str:
+    """The epoch, and the accuracies after it if there was a validation."""
+    rows = [row for row in trainer.rows if row["epoch"] == trainer.epoch]
+    scores = ", ".join(f"{row['arch']} {100 * row['val_top1']:.2f}" for row in rows)
+    return f"epoch {trainer.epoch}{'  val top-1 %: ' if scores else ''}{scores}"
+
+
+def _results(trainer: Trainer, data: Data) -> list[dict[str, Any]]:
+    """The test accuracy and the cost of every network that was watched."""
+    from mnas import cost
+
+    last = {row["arch"]: row for row in trainer.rows if row["epoch"] == trainer.epoch}
+    results = []
+    for arch, score in trainer.score(data.test).items():
+        params, macs = cost(trainer.space, trainer.space.parse(arch))
+        results.append(
+            {
+                "arch": arch,
+                "val_top1": last[arch]["val_top1"],
+                "test_top1": score.top1,
+                "test_loss": score.loss,
+                "params": params,
+                "macs": macs,
+            }
+        )
+    return results

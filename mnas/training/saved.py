@@ -1,0 +1,150 @@
+"""Finished and unfinished runs, opened for evaluation or export."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mnas.errors import Failure, user_input
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mnas.networks.evaluate import Score
+    from mnas.space.search_space import SearchSpace
+    from mnas.space.supernet import Supernet
+    from mnas.training.data import Split
+    from mnas.training.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run directory opened for evaluation or export, finished or not."""
+
+    directory: RunDirectory
+    config: dict[str, Any]
+    space: SearchSpace
+    weights: dict[str, dict[str, Any]]
+
+    def say_if_unfinished(self) -> None:
+        if not self.directory.finished:
+            print(
+                f"note: {self.directory.path} is not finished; its weights are those so far",
+                file=sys.stderr,
+            )
+
+    def archs(self, wanted: str, seed: int) -> list[str]:
+        """The architectures that `all`, `random` or a name stands for in this run."""
+        import torch
+
+        from mnas.space.search_space import MANY
+
+        supernet, generator = self.config["mode"] == "supernet", torch.Generator().manual_seed(seed)
+        if wanted == "random" and supernet and self.space.size > MANY:
+            return [self.space.format(self.space.sample(generator))]
+        if wanted in ("all", "random"):
+            with user_input():
+                trained = None if supernet else sorted(self.weights, key=self.space.parse)
+                available = trained or self.space.names()
+            if wanted == "all":
+                return available
+            return [available[int(torch.randint(len(available), (), generator=generator))]]
+        with user_input():
+            arch = self.space.format(self.space.parse(wanted))
+        if not supernet and arch not in self.weights:
+            raise Failure(
+                f"{arch} was not trained in {self.directory.path}; it holds "
+                f"{', '.join(self.weights)}",
+                status=2,
+            )
+        return [arch]
+
+    def scores(
+        self,
+        archs: list[str],
+        split: Split,
+        bn_images: Tensor | None,
+        progress: Callable[[int], Any],
+    ) -> list[Score]:
+        """The scores of the architectures; those of a supernet compute what they share once."""
+        import mnas
+
+        if self.config["mode"] == "supernet":
+            paths = [self.space.parse(arch) for arch in archs]
+            return mnas.evaluate_paths(
+                self.supernet(),
+                paths,
+                split.images,
+                split.labels,
+                bn_images=bn_images,
+                progress=progress,
+            )
+        scores = []
+        for arch in archs:
+            network = self.network(arch)
+            network = network if bn_images is None else mnas.recalibrate(network, bn_images)
+            scores.append(mnas.evaluate(network, split.images, split.labels))
+            progress(len(split))
+        return scores
+
+    def supernet(self, execution: str = "sliced") -> Supernet:
+        """The trained supernet, in evaluation mode."""
+        import mnas
+
+        with user_input():
+            net = mnas.Supernet(self.space, execution)
+            self._fill(net, self.weights["supernet"])
+            return net.eval()
+
+    def network(self, arch: str, execution: str = "sliced") -> nn.Module:
+        """The architecture with its trained weights, in evaluation mode: a supernet's path on the
+        supernet's own tensors, or the network that was trained from scratch."""
+        import mnas
+
+        path = self.space.parse(arch)
+        if self.config["mode"] == "supernet":
+            return self.supernet(execution).subnet(path)
+        with user_input():
+            module = mnas.standalone(self.space, path)
+            self._fill(module, self.weights[arch])
+            return module.eval()
+
+    def _fill(self, module: nn.Module, weights: dict[str, Any]) -> None:
+        try:
+            module.load_state_dict(weights)
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise Failure(
+                f"the checkpoint in {self.directory.path} does not fit {self.space.name}", 2
+            ) from error
+
+
+def open_run(path: Path) -> SavedRun:
+    """A run directory, or the checkpoint.pt in it."""
+    from mnas import spaces
+    from mnas.training.run_directory import RunDirectory
+
+    with user_input():
+        directory = RunDirectory(path.parent if path.name == "checkpoint.pt" else path)
+        config = directory.config()
+        state = directory.load()
+        if state is None:
+            raise Failure(
+                f"{directory.path} has no checkpoint yet; continue it with --resume", status=2
+            )
+        weights = state.get("weights")
+        expected = {"supernet"} if config["mode"] == "supernet" else None
+        if not isinstance(weights, dict) or not weights or (expected and set(weights) != expected):
+            raise Failure(
+                f"{directory.path} does not hold the weights of a {config['mode']} run; restore it",
+                2,
+            )
+        return SavedRun(directory, config, spaces.get(config["space"]), weights)
+
+
+def resume_command(directory: Path) -> str:
+    """What to add to the command to continue a run, as a shell takes it."""
+    return f"--resume --out {shlex.quote(str(directory))}"

@@ -1,0 +1,389 @@
+"""One training loop, for a supernet and for a network trained from scratch."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnas.freeze.optimizer import MaskedOptimizer
+from mnas.networks.evaluate import Score, evaluate, evaluate_paths
+from mnas.networks.export import standalone
+from mnas.space.sampler import SAMPLERS, FixedSampler, Sampler
+from mnas.space.search_space import Path, SearchSpace
+from mnas.space.supernet import Supernet
+from mnas.training.checks import check_split, checked_paths
+from mnas.training.data import Split, shifted
+from mnas.training.recipe import Recipe, one_of, setting
+from mnas.training.registry import RULES, Bound, bound
+from mnas.training.rules import Report, Step
+
+WATCHED = 16  # networks of a larger space that are validated and tested: as many, drawn by the seed
+BN_IMAGES = 2_000  # the first training images, for recalibrated statistics
+
+
+class DivergedError(ArithmeticError):
+    """The loss became NaN or infinite."""
+
+
+class Trainer:
+    """Trains `module`, one optimizer step at a time, and validates after every epoch.
+
+    forward: logits of a batch along a path. score: the scores of the networks to watch, by
+    architecture, on the images of a split. rule: which paths a step runs, and what it learns from
+    them. The state between two steps is complete: a loaded copy continues bit for bit.
+
+    Raises ValueError for splits that are empty, or that the networks of the space cannot learn.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        sampler: Sampler,
+        forward: Callable[[Tensor, Path], Tensor],
+        score: Callable[[Split], dict[str, Score]],
+        train: Split,
+        validation: Split,
+        recipe: Recipe,
+        shuffle_seed: int,
+        rule: Bound | None = None,
+    ) -> None:
+        self.rule = rule or bound("single_path", space)
+        self.space, self.module, self.optimizer, self.sampler = space, module, optimizer, sampler
+        self.forward, self.score, self.train, self.validation = forward, score, train, validation
+        self.recipe = recipe
+        for name, split in (("train", train), ("validation", validation)):
+            check_split(f"the {name} split", split, space)
+        self.batch_size = min(recipe.batch_size, len(train))
+        self.steps_per_epoch = (
+            len(train) // self.batch_size
+        )  # the rest of an epoch's shuffle is left out
+        self.total_steps = max(1, round(recipe.epochs * self.steps_per_epoch))
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=recipe.lr, total_steps=self.total_steps, cycle_momentum=False
+        )
+        self.step = 0
+        self.rows: list[dict[str, Any]] = []
+        self._shuffler = torch.Generator().manual_seed(shuffle_seed)
+        self._epoch_start = self._shuffler.get_state()
+        self._order = torch.empty(0, dtype=torch.int64)
+        self._loss_sums: dict[str, float] = {}  # since the last validation, by architecture
+        self._updates: dict[str, int] = {}  # since the start, by architecture
+        self._updates_before: dict[str, int] = {}  # those before the last validation
+
+    @property
+    def epoch(self) -> float:
+        """Epochs so far; whole ones as an int."""
+        whole, rest = divmod(self.step, self.steps_per_epoch)
+        return whole + round(rest / self.steps_per_epoch, 4) if rest else whole
+
+    @property
+    def due(self) -> bool:
+        """Whether an epoch has just ended, or the training."""
+        return self.step > 0 and (self.finished or self.step % self.steps_per_epoch == 0)
+
+    @property
+    def finished(self) -> bool:
+        return self.step == self.total_steps
+
+    def advance(self) -> float:
+        """One optimizer step; when a validation is due also one row of metrics per network. Returns
+        the mean loss of the paths that were trained.
+
+        Raises DivergedError, before any weight is changed, if a loss is not finite.
+        """
+        position = self.step % self.steps_per_epoch
+        if position == 0:
+            self._begin_epoch()
+        batch = self._order[position * self.batch_size : (position + 1) * self.batch_size]
+        self.module.train()
+        self.optimizer.zero_grad()
+        images = self.train.images[batch]
+        if self.recipe.augment == "shift":
+            images = shifted(images)
+        report = self.rule(
+            Step(
+                self.module,
+                images,
+                self.train.labels[batch],
+                self.sampler,
+                F.cross_entropy,
+                self.step / self.total_steps,
+                self.forward,
+                self.recipe.precision == "bf16",
+            )
+        )
+        losses = self._finite(report)
+        with report.scaled(self.optimizer):
+            self.optimizer.step()
+        self.scheduler.step()
+        self.step += 1
+        for arch, value in losses:
+            self._loss_sums[arch] = self._loss_sums.get(arch, 0.0) + value
+            self._updates[arch] = self._updates.get(arch, 0) + 1
+        if self.due:
+            self._end_epoch()
+        if not losses:
+            return report.total.item()
+        return sum(value for _, value in losses) / len(losses)
+
+    def _finite(self, report: Report) -> list[tuple[str, float]]:
+        """The losses of a step by architecture."""
+        losses = [(self.space.format(path), loss.item()) for path, loss in report.losses]
+        paths = [(f"path {arch}", value) for arch, value in losses]
+        for where, value in [*paths, (f"rule {self.rule.name}", report.total.item())]:
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"loss is {value} at step {self.step + 1} on {where}; lower --lr (another "
+                    "--out)"
+                )
+        return losses
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "weights": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "epoch_start": self._epoch_start,
+            "random": torch.get_rng_state(),
+            "images": len(self.train),
+            "batch_size": self.batch_size,
+            "step": self.step,
+            "rows": self.rows,
+            "loss_sums": self._loss_sums,
+            "updates": self._updates,
+            "updates_before": self._updates_before,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where the state was taken. The trainer must have been made with the same
+        arguments.
+
+        Raises ValueError for a state that cannot be its own; then the trainer is as it was.
+        """
+        before = copy.deepcopy(self.state_dict())
+        try:
+            self._check(state)
+            self._load(state)
+        except Exception as error:  # whatever torch, a sampler or a damaged value raise
+            self._load(before)
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"the state is not of this training: {reason}; give it the same arguments"
+            ) from error
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self.module.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.sampler.load_state_dict(state["sampler"])
+        self.step, self.rows = state["step"], list(state["rows"])
+        self._loss_sums = dict(state["loss_sums"])
+        self._updates, self._updates_before = dict(state["updates"]), dict(state["updates_before"])
+        self._epoch_start = state["epoch_start"]
+        self._shuffler.set_state(self._epoch_start)
+        if self.step % self.steps_per_epoch:
+            self._begin_epoch()
+        torch.set_rng_state(state["random"])
+
+    def _check(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError for what loading would take over in silence."""
+        own = self.state_dict()
+        if not isinstance(state, Mapping):
+            raise ValueError(
+                f"it is a {type(state).__name__}, expected what Trainer.state_dict gives"
+            )
+        for name, value in own.items():
+            if name not in state:
+                raise ValueError(f"it lacks {name!r}, expected {', '.join(own)}")
+            kind = Mapping if isinstance(value, Mapping) else type(value)
+            if not isinstance(state[name], kind) or isinstance(state[name], bool):
+                raise ValueError(
+                    f"its {name!r} is a {type(state[name]).__name__}, expected a {kind.__name__}"
+                )
+        for name in ("images", "batch_size"):
+            if state[name] != own[name]:
+                raise ValueError(f"its {name!r} is {state[name]}, expected {own[name]}")
+        step, total, last = (
+            state["step"],
+            *(state["scheduler"].get(key) for key in ("total_steps", "last_epoch")),
+        )
+        if not 0 <= step <= self.total_steps or total != self.total_steps:
+            raise ValueError(f"it is at step {step} of {total}, expected one of {self.total_steps}")
+        updates, each = sum(state["updates"].values()), self.rule.paths
+        if last != step or (each is not None and updates != each * step):
+            raise ValueError(
+                f"it is at step {step}, with a scheduler at {last} and {updates} updates of its "
+                f"networks, expected {'equal numbers' if each == 1 else f'{each} updates a step'}"
+            )
+        if set(state["sampler"]) != set(own["sampler"]):
+            raise ValueError(
+                f"it is of a sampler with {sorted(state['sampler'])}, expected one with "
+                f"{sorted(own['sampler'])}"
+            )
+        for saved, group in zip(
+            state["optimizer"]["param_groups"], own["optimizer"]["param_groups"], strict=True
+        ):
+            for name in ("momentum", "weight_decay", "max_lr"):
+                if saved[name] != group[name]:
+                    raise ValueError(
+                        f"its optimizer has {name} {saved[name]}, expected {group[name]}"
+                    )
+
+    def _begin_epoch(self) -> None:
+        self._epoch_start = self._shuffler.get_state()
+        self._order = torch.randperm(len(self.train), generator=self._shuffler)
+
+    def _end_epoch(self) -> None:
+        if self.step % self.steps_per_epoch == 0:
+            self._epoch_start = self._shuffler.get_state()
+        if self.epoch % self.recipe.validate_every and not self.finished:
+            return
+        for arch, score in self.score(self.validation).items():
+            steps = self._updates.get(arch, 0) - self._updates_before.get(arch, 0)
+            self.rows.append(
+                {
+                    "epoch": self.epoch,
+                    "step": self.step,
+                    "arch": arch,
+                    "updates": self._updates.get(arch, 0),
+                    "train_loss": self._loss_sums[arch] / steps if steps else None,
+                    "val_top1": score.top1,
+                    "val_loss": score.loss,
+                }
+            )
+        self._loss_sums, self._updates_before = {}, dict(self._updates)
+
+
+def supernet_trainer(
+    space: SearchSpace,
+    train: Split,
+    validation: Split,
+    recipe: Recipe,
+    seed: int,
+    execution: str = "sliced",
+    sampler: str | None = None,
+    bn: str = "stored",
+    policy: str = "frozen",
+    watched: list[Path] | None = None,
+    rule: str | Callable[[Step], Report] = "single_path",
+    rule_options: Mapping[str, Any] | None = None,
+) -> Trainer:
+    """One-shot training: by default a path is sampled for each step, and only what it uses is
+    updated.
+
+    sampler: by default the one that the rule is made for, else "uniform". bn: the running
+    statistics that networks are scored with, "stored" in the supernet or "recalibrate"d for each.
+    policy: of the MaskedOptimizer; under "torch", stock momentum and decay go on in what a step
+    does not use. watched: the networks to score; by default all, or 16 of a larger space. rule: a
+    name (`mnas.training.registry.RULES`), or a function of a `Step` of your own. rule_options: of a
+    named one.
+
+    Raises ValueError for arguments that do not fit.
+    """
+    one_of("bn", bn, ("stored", "recalibrate"))
+    if sampler is None:
+        own = RULES.get(rule) if isinstance(rule, str) else None
+        sampler = (own and own.sampler) or "uniform"
+    one_of("sampler", sampler, SAMPLERS)
+    rule = bound(rule, space, sampler, rule_options)
+    watched = None if watched is None else checked_paths(space, watched)
+    init_seed, sampler_seed, shuffle_seed = _seeds(seed)
+    torch.manual_seed(init_seed)
+    net = Supernet(space, execution)
+    optimizer = MaskedOptimizer(torch.optim.SGD, net, policy=policy, **_options(recipe))
+    if watched is None:
+        watched = (
+            list(space.paths()) if space.size <= WATCHED else _draw(space, WATCHED, sampler_seed)
+        )
+
+    def score(split: Split) -> dict[str, Score]:
+        bn_images = train.images[:BN_IMAGES] if bn == "recalibrate" else None
+        scores = evaluate_paths(net, watched, split.images, split.labels, bn_images=bn_images)
+        return dict(zip(map(space.format, watched), scores, strict=True))
+
+    paths = SAMPLERS[sampler](space, sampler_seed)
+    return Trainer(
+        space, net, optimizer, paths, net, score, train, validation, recipe, shuffle_seed, rule
+    )
+
+
+def scratch_trainer(
+    space: SearchSpace,
+    path: Path,
+    train: Split,
+    validation: Split,
+    recipe: Recipe,
+    seed: int,
+    start: dict[str, Tensor] | None = None,
+    rule: str | Callable[[Step], Report] = "single_path",
+    rule_options: Mapping[str, Any] | None = None,
+) -> Trainer:
+    """One network of the space by itself, with the stock optimizer: no mnas in the loop.
+
+    start: the state dict that it begins with, as that of an exported network; by default a random
+    start. rule: as of `supernet_trainer`, of those that train one path.
+
+    Raises ValueError for arguments that do not fit.
+    """
+    path = space.check(path)
+    rule = bound(rule, space, None, rule_options, alone=True)
+    init_seed, _, shuffle_seed = _seeds(seed)
+    torch.manual_seed(init_seed)
+    network = standalone(space, path)
+    if start is not None:
+        try:
+            network.load_state_dict(start)
+        except (AttributeError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"start does not fit {space.format(path)}: {' '.join(str(error).split())}"
+            ) from error
+    optimizer = torch.optim.SGD(network.parameters(), **_options(recipe))
+
+    def score(split: Split) -> dict[str, Score]:
+        return {space.format(path): evaluate(network, split.images, split.labels)}
+
+    def forward(x: Tensor, _: Path) -> Tensor:
+        return network(x)
+
+    sampler = FixedSampler(path)
+    splits = train, validation
+    return Trainer(
+        space, network, optimizer, sampler, forward, score, *splits, recipe, shuffle_seed, rule
+    )
+
+
+def _draw(space: SearchSpace, number: int, seed: int) -> list[Path]:
+    """So many different paths, in order."""
+    generator = torch.Generator().manual_seed(seed)
+    paths: set[Path] = set()
+    while len(paths) < number:
+        paths.add(space.sample(generator))
+    return sorted(paths)
+
+
+def _seeds(seed: int) -> list[int]:
+    """Independent seeds for the random start, the sampler and the shuffling."""
+    seed = setting("seed", seed, int, "a whole number, 0 or above", lambda v: v >= 0)
+    return [int(s) for s in np.random.SeedSequence(seed).generate_state(3)]
+
+
+def _options(recipe: Recipe) -> dict[str, Any]:
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"recipe is a {type(recipe).__name__}; expected a mnas.train.Recipe")
+    nesterov = recipe.momentum > 0  # torch refuses it without momentum, where it changes nothing
+    return {
+        "lr": recipe.lr,
+        "momentum": recipe.momentum,
+        "weight_decay": recipe.weight_decay,
+        "nesterov": nesterov,
+    }
