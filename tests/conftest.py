@@ -1,19 +1,24 @@
 """Shared by the tests: the tools as importable modules, real MNIST once, and small networks."""
 
 import json
-import subprocess
+import os
 import sys
 from pathlib import Path
+
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # tests share the cores: threads that wait for one are very slow
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 
 import mnas
-from mnas import checkpoint, data
-from mnas.files import Folder
+from mnas.storage.files import Folder
+from mnas.training import data, run_directory
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path.insert(0, str(ROOT))  # for benchmarks, which is not installed
 
 
 @pytest.fixture(scope="session")
@@ -38,14 +43,11 @@ def randomise(module, seed=0):
     """Defaults (zero biases, unit affines) hide slicing errors: random numbers everywhere."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for tensor in [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]:
+        for tensor in [
+            *module.parameters(),
+            *(b for b in module.buffers() if b.is_floating_point()),
+        ]:
             tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) - 0.4)
-
-
-def tool(name, *arguments, cwd=ROOT, **options):
-    """A tool as a user runs it: a real process. Returns it with stdout and stderr as text."""
-    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600, check=False, **options)
 
 
 def rows(file):
@@ -54,4 +56,13 @@ def rows(file):
 
 def forget(run, *names):
     """Files of a run, as if they had never been written."""
-    Folder(run, checkpoint.FORMAT).write({}, remove=names)
+    Folder(run, run_directory.FORMAT).write({}, remove=names)
+
+
+@pytest.fixture
+def double():
+    """Float64, where a sum in another order is equal to 1e-12."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)

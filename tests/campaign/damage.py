@@ -7,7 +7,22 @@ import random
 from pathlib import Path
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
-WRONG = (None, True, -1, 0, 1.5, 10**400, "", "x", '"""\nimport os', "../../etc/passwd", [], [[]], {}, {"a": 1})
+WRONG = (
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    10**400,
+    "",
+    "x",
+    '"""\nimport os',
+    "../../etc/passwd",
+    [],
+    [[]],
+    {},
+    {"a": 1},
+)
 SPECIAL = ("NaN", "Infinity", "-Infinity", "1e999", '"\\ud800"')
 
 
@@ -57,7 +72,9 @@ def foreign(canary):
 
 def of_json(text):
     """Every member of a document, or of the first line of several, left out or of another kind."""
-    first, newline, rest = text.partition("\n") if text.count("\n") > 1 and text[1] != "\n" else (text, "", "")
+    first, newline, rest = (
+        text.partition("\n") if text.count("\n") > 1 and text[1] != "\n" else (text, "", "")
+    )
     document = json.loads(first)
 
     def places(node, where=()):

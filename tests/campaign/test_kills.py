@@ -1,22 +1,52 @@
-"""Killed at any write and continued = uninterrupted, in every mode. Real processes, real SIGKILL."""
+"""Killed at any write and continued = uninterrupted, in every mode. Real processes, real
+SIGKILL."""
 
 import json
 import shutil
 
+import processes
 import pytest
-import worker
 from extent import share
 
-SHORT = ("--limit-train", 128, "--batch-size", 64, "--epochs", 2, "--threads", 1, "--checkpoint-every", 1)
+SHORT = (
+    "--limit-train",
+    128,
+    "--batch-size",
+    64,
+    "--epochs",
+    2,
+    "--threads",
+    1,
+    "--checkpoint-every",
+    1,
+)
 MODES = {
     "supernet": ("--mode", "supernet", "--sampler", "fair"),
-    "nested, masked": ("--mode", "supernet", "--space", "mil4_nested", "--execution", "masked", "--bn", "stored"),
-    "mil9, bf16": ("--mode", "supernet", "--space", "mil9", "--precision", "bf16", "--augment", "shift"),
+    "nested, masked": (
+        "--mode",
+        "supernet",
+        "--space",
+        "mil4_nested",
+        "--execution",
+        "masked",
+        "--bn",
+        "stored",
+    ),
+    "mil9, bf16": (
+        "--mode",
+        "supernet",
+        "--space",
+        "mil9",
+        "--precision",
+        "bf16",
+        "--augment",
+        "shift",
+    ),
     "scratch": ("--mode", "scratch", "--arch", "conv3x3-conv5x5"),
     "sweep": ("--mode", "scratch", "--arch", "all", "--validate-every", 2),
 }
 STUDY = ("--seeds", 1, "--limit-train", 64, "--limit-test", 20, "--threads", 1, "--jobs", 1)
-KILLS = 3  # a mode; in the whole campaign at every write
+KILLS = 1  # a mode; in the whole campaign at every write
 
 
 def content(folder):
@@ -24,28 +54,30 @@ def content(folder):
     found = {}
     for file in sorted(folder.rglob("*")):
         name = str(file.relative_to(folder))
-        if file.is_dir() or file.name in ("times.json", "manifest.json", ".lock") or file.suffix == ".png":
+        if (
+            file.is_dir()
+            or file.name in ("times.json", "manifest.json", ".lock")
+            or file.suffix == ".png"
+        ):
             continue
         if file.name == "summary.json":
-            found[name] = {k: v for k, v in json.loads(file.read_text()).items() if k != "train_seconds"}
+            found[name] = {
+                k: v for k, v in json.loads(file.read_text()).items() if k != "train_seconds"
+            }
         else:
             found[name] = file.read_bytes()
     return found
 
 
 @pytest.fixture(scope="module")
-def processes():
-    return worker.context()
-
-
-@pytest.fixture(scope="module")
-def run_tool(processes):
-    """A tool in a process of its own, killed at a write if asked to be: its status (negative: the signal), stdout,
-    stderr, and how often it wrote."""
+def run_tool():
+    """A tool in a process of its own, killed at a write if asked to be: its status (negative: the
+    signal), stdout, stderr, and how often it wrote."""
 
     def run(name, *arguments, step=None, timeout=120):
-        ours, theirs = processes.Pipe(duplex=False)
-        child = processes.Process(target=worker.alone, args=(name, arguments, step, theirs))
+        forked = processes.context()
+        ours, theirs = forked.Pipe(duplex=False)
+        child = forked.Process(target=processes.alone, args=(name, arguments, step, theirs))
         child.start()
         theirs.close()
         try:
@@ -62,7 +94,7 @@ def run_tool(processes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", share(MODES, 3))
 def test_a_run_that_is_killed_at_any_write_is_continued_bit_for_bit(mode, run_tool, tmp_path):
     arguments = (*MODES[mode], *SHORT)
     status, _, error, number = run_tool("train", *arguments, "--out", tmp_path / "whole")
@@ -81,14 +113,19 @@ def test_a_run_that_is_killed_at_any_write_is_continued_bit_for_bit(mode, run_to
         status, _, error, _ = run_tool("train", *again, "--out", out)
         assert (status, error) == (0, ""), (mode, step)
         assert content(out) == expected, (mode, step)
-        assert not [p for p in out.rglob(".*") if p.name != ".lock"], (mode, step)  # .lock: killed after the end
+        assert not [p for p in out.rglob(".*") if p.name != ".lock"], (
+            mode,
+            step,
+        )  # .lock: killed after the end
         shutil.rmtree(out)
 
 
 @pytest.mark.slow
 def test_a_study_that_is_killed_at_any_write_is_continued(run_tool, tmp_path):
     def study(folder, step=None):
-        return run_tool("study", *STUDY, "--runs", folder / "runs", "--out", folder / "out", step=step)
+        return run_tool(
+            "study", *STUDY, "--runs", folder / "runs", "--out", folder / "out", step=step
+        )
 
     def rows(folder):
         lines = (folder / "out" / "rows.jsonl").read_text().splitlines()
