@@ -90,7 +90,7 @@ class Supernet(nn.Module):
         if "x" in named and not inputs:  # as images are called here, whatever the model calls them
             inputs = (named.pop("x"),)
         if path is None:
-            if not inputs or isinstance(inputs[-1], Tensor):
+            if not inputs or (len(inputs) == 1 and isinstance(inputs[0], Tensor)):
                 raise ValueError("net() got no path; call net(x, path)")
             *inputs, path = inputs
         return self.along(path)(*inputs, **named)
