@@ -33,7 +33,7 @@ from mnas.space.enclosing import enclosing, masked, mixture
 from mnas.space.layout import layouts_of
 from mnas.space.making import made_of
 from mnas.space.noting import followed, noting
-from mnas.space.skeleton import fill, skeleton_of
+from mnas.space.skeleton import fill, hooked_as, skeleton_of
 from mnas.space.sliced import sliced, tensors_of
 
 EXECUTIONS = ("sliced", "masked")
@@ -48,7 +48,8 @@ class Choice(nn.Module):
     choices may read it, too. A function is called with values in place of the decisions among its
     arguments, and the distinct modules that it returns are the candidates; None is nothing
     (`nn.Identity`). Same-named parameters of all candidates lie in one storage, `merged[name]`.
-    Candidates must update buffers in place, as torch's own layers do.
+    Candidates must update buffers in place, as torch's own layers do. A hook on the choice runs
+    around every candidate, which is the module that it is given.
 
     nested: candidates share entries, as in once-for-all networks (Cai et al., ICLR 2020, section
     3): a 3x3 kernel is the centre of the 5x5, a narrow layer the first channels of the wide one, a
@@ -342,7 +343,8 @@ class Choice(nn.Module):
                 f"candidate {index!r}, execution {execution!r}; expected an index below "
                 f"{len(self)}, {EXECUTIONS}"
             )
-        return (masked if execution == "masked" else sliced)(self, index)
+        found = (masked if execution == "masked" else sliced)(self, index)
+        return hooked_as(self, found, self.module(index))
 
     def mixture(self, weights: Tensor | Mapping[int, Tensor]) -> nn.Module:
         """The weighted sum of the outputs of candidates: where these are convolutions or linear
@@ -359,7 +361,8 @@ class Choice(nn.Module):
                     f"{', '.join(self.names)}"
                 )
             weights = dict(enumerate(weights.unbind()))
-        return mixture(self, weights)
+        found = mixture(self, weights)
+        return hooked_as(self, found, found)
 
     def enclosing(self, index: int) -> int:
         """The largest candidate that computes this one when zeros are around its tensors; masked

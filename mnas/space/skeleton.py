@@ -26,6 +26,28 @@ def is_hooked(module: nn.Module) -> bool:
     return any(hooks) or "forward" in vars(module)
 
 
+_HOOKS = (
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_pre_hooks"),
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    "_backward_hooks",
+)
+
+
+def hooked_as(place: nn.Module, module: nn.Module, registered: nn.Module) -> nn.Module:
+    """What runs in a place, with the hooks of the place around its own. The registered module is
+    not changed: a twin of it has them."""
+    if not is_hooked(place):
+        return module
+    twin = shallow_copy(module) if module is registered else module
+    for name in _HOOKS:
+        outer, inner = vars(place)[name], vars(twin)[name]
+        both = (outer, inner) if "pre" in name else (inner, outer)
+        twin.__dict__[name] = OrderedDict(item for hooks in both for item in hooks.items())
+    if twin._is_full_backward_hook is None:
+        object.__setattr__(twin, "_is_full_backward_hook", place._is_full_backward_hook)
+    return twin
+
+
 def shallow_copy(module: nn.Module) -> nn.Module:
     """A module with registries of its own that shares everything else, tensors and submodules
     included."""

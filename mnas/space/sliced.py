@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from mnas.freeze.active import Activity
 from mnas.space.canvas import Region, sizes
 from mnas.space.noting import Ours, reach
-from mnas.space.skeleton import fill
+from mnas.space.skeleton import fill, hooked_as
 
 if TYPE_CHECKING:
     from mnas.space.choice import Choice
@@ -95,7 +95,7 @@ class Kept(Ours):
 
 def kept(choice: Choice, index: int) -> nn.Module:
     """The candidate as a module to be called again and again."""
-    module = sliced(choice, index)
+    module = hooked_as(choice, sliced(choice, index), choice.module(index))
     if module is not choice.module(index):  # which has nothing that is put together
         # The hooks of a twin are those of the module that it is made of.
         module.__dict__["_forward_pre_hooks"] = OrderedDict(module._forward_pre_hooks)
