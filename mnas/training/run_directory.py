@@ -218,17 +218,11 @@ class RunDirectory:
             self._folder.read("metrics.jsonl"), Metrics, self.path / "metrics.jsonl"
         )
 
-    def write_rows(self, rows: Iterable[dict[str, Any]]) -> None:
-        self._folder.write(self._beside(rows, None))
-
     def seconds(self) -> float:
         """Seconds of training up to the last checkpoint."""
         if "times.json" not in self._folder.names():
             return 0.0
         return float(self._json("times.json", Times)["train_seconds"])
-
-    def write_seconds(self, seconds: float) -> None:
-        self._folder.write(self._beside(None, seconds))
 
     def summary(self) -> dict[str, Any]:
         return self._json("summary.json", Summary)
