@@ -2,6 +2,8 @@
 2."""
 
 import json
+from dataclasses import fields
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from conftest import forget
 from running import in_process, same_results
 
 import mnas
+from mnas.commands.train import Options
 from mnas.errors import Failure
+from mnas.storage.schema import ScratchSettings, SupernetSettings
 from mnas.training import one_run
 from mnas.training.registry import RULES
 from mnas.training.saved import open_run
@@ -63,6 +67,22 @@ def stopped(monkeypatch, at):
 
 def test_every_rule_is_here():
     assert list(OPTIONS) == list(RULES)
+
+
+def test_registry_runs_and_command_line_know_the_same_rules_and_options():
+    of_runs = {
+        settings: get_type_hints(settings)["rule"]
+        for settings in (SupernetSettings, ScratchSettings)
+    }
+    named, _ = get_args(get_type_hints(Options)["rule"])  # the other is None
+    assert get_args(named) == get_args(of_runs[SupernetSettings]) == tuple(RULES)
+    alone = tuple(name for name, rule in RULES.items() if rule.alone)
+    assert get_args(of_runs[ScratchSettings]) == alone
+    for rule in RULES.values():
+        assert rule.options.keys() <= {f.name for f in fields(Options)}
+        assert rule.options.keys() <= set(SupernetSettings.__struct_fields__)
+        if rule.alone:
+            assert rule.options.keys() <= set(ScratchSettings.__struct_fields__)
 
 
 @pytest.mark.parametrize("rule", OPTIONS)

@@ -195,6 +195,7 @@ def test_ranked_compares_two():
         make(uneven(), "ranked", random_paths=1)
 
 
+@pytest.mark.usefixtures("double")
 def test_the_learning_rate_of_a_step_goes_by_the_size_of_its_path():
     trainer = make(uneven(), "dynamic", epochs=2)
     naive = Naive(trainer)
@@ -211,10 +212,10 @@ def test_the_learning_rate_of_a_step_goes_by_the_size_of_its_path():
         loss.backward()
         power = 4 - 3.75 * (math.log(sizes[path]) - low) / (high - low)
         naive.step((1 - trainer.step / trainer.total_steps) ** (power - 1))
-        assert trainer.advance() == pytest.approx(loss.item(), rel=1e-6)
+        assert trainer.advance() == pytest.approx(loss.item(), rel=1e-12)
         (rate,) = (group["lr"] for group in trainer.optimizer.param_groups)
         assert rate == trainer.scheduler.get_last_lr()[0]
-        naive.compare(lambda a, b: torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6))
+        naive.compare(lambda a, b: torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12))
 
 
 def test_a_step_that_fails_leaves_the_learning_rate():
