@@ -13,7 +13,7 @@ from typing import Literal
 
 from cyclopts import App, Parameter
 
-from mnas.commands.options import Count, Seed, UserPath
+from mnas.commands.options import Count, Device, Seed, UserPath
 from mnas.errors import Failure, writing
 from mnas.training import runtime
 from mnas.training.saved import open_run
@@ -37,6 +37,8 @@ class Options:
     "Where the data sets other than mnist are."
     limit_test: Count | None = None
     "Use only the first N images of the split."
+    device: Device = "cpu"
+    "Where to compute; auto is a GPU if there is one. Its numbers differ in the last digits."
     threads: Count | None = None
     "Threads. [default: all cores]"
     out: UserPath | None = None
@@ -55,6 +57,8 @@ def main(options: Options) -> None:
             f"{options.out.parent} is no directory; give --out a file in an existing one", status=2
         )
 
+    device = runtime.device(options.device)
+
     from tabulate import tabulate
     from tqdm import tqdm
 
@@ -68,7 +72,10 @@ def main(options: Options) -> None:
     archs = run.archs(options.arch, options.seed)
     bn = options.bn or run.config.get("bn", "stored")
     data = runtime.load_data(
-        run.config["dataset"], options.data_root, run.config.get("limit_train")
+        run.config["dataset"],
+        options.data_root,
+        run.config.get("limit_train"),
+        device=device,
     )
     split = (data.test if options.split == "test" else data.validation).first(options.limit_test)
     bn_images = data.train.images[:BN_IMAGES] if bn == "recalibrate" else None

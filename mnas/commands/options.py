@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -43,6 +43,7 @@ UserPath = Annotated[Path, Parameter(converter=_path)]
 Positive = Annotated[float, Parameter(validator=Number(gt=0, lte=1e6))]
 Share = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 Weight = Annotated[float, Parameter(validator=Number(gte=0, lte=1e6))]
+Device = Literal["auto", "cpu", "cuda"]
 COLUMNS = ("arch", "val top-1 %", "test top-1 %", "test loss", "params", "MACs")
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from mnas.commands.options import Count, Seed, UserPath, list_spaces
+from mnas.commands.options import Count, Device, Seed, UserPath, list_spaces
 from mnas.errors import Failure, user_input, writing
 from mnas.studies.results import FIRST_SCRATCH_SEED, TooEarly, study_folder
 from mnas.training import runtime
@@ -56,6 +56,8 @@ class Options:
     "Draws those networks."
     jobs: Count | None = None
     "Runs at a time, each in a process of its own. [default: all cores]"
+    device: Device = "cpu"
+    "Where to train; auto is a GPU if there is one, cpu repeats to the last bit."
     threads: Count | None = None
     "Threads of each run. [default: all cores divided by --jobs, at least 1]"
     out: UserPath | None = None
@@ -132,13 +134,16 @@ class Plan:
         return found
 
 
-def arms(options: Options, images: int, networks: int, threads: int) -> list[Plan]:
+def arms(
+    options: Options, images: int, networks: int, threads: int, device: str = "cpu"
+) -> list[Plan]:
     """The two that every study has, and the variants of the further analyses."""
     from mnas.training.one_run import DEFAULTS
 
     recipe = RECIPES.get((options.space, options.recipe), RECIPES["mil4", options.recipe])
     given = {"space": options.space, "dataset": options.dataset, "threads": threads}
     given |= {"limit_train": options.limit_train, "limit_test": options.limit_test}
+    given |= {"device": device} if device != "cpu" else {}
     supernet, scratch = (
         {**DEFAULTS[kind], **given, **recipe[kind]} for kind in ("supernet", "scratch")
     )
@@ -182,6 +187,7 @@ def main(options: Options | None = None) -> None:
     from mnas.storage.strict_json import FolderError
     from mnas.training.run_directory import RunDirectory
 
+    device = runtime.device(options.device)
     jobs = options.jobs or runtime.default_threads()
     threads = options.threads or max(1, runtime.default_threads() // jobs)
     name = "_".join(
@@ -208,7 +214,7 @@ def main(options: Options | None = None) -> None:
         space.check_images(data.train.images, options.dataset)
     for flag, path in (("--out", out), ("--runs", root)):
         _check_writable(flag, path)
-    planned = arms(options, len(data.train), len(archs), threads)
+    planned = arms(options, len(data.train), len(archs), threads, device)
     runs = {arm: arm.runs(root, archs, options.seeds) for arm in planned}
     try:  # before anything is trained: no run of other settings counts
         for run in (run for of_arm in runs.values() for run in of_arm):

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from mnas.commands.options import Count, Positive, Seed, Share, UserPath, Weight, list_spaces, table
+from mnas.commands.options import (
+    Count,
+    Device,
+    Positive,
+    Seed,
+    Share,
+    UserPath,
+    Weight,
+    list_spaces,
+    table,
+)
 from mnas.errors import Failure, user_input, writing
 from mnas.training import one_run, runtime, sweep
 from mnas.training.one_run import DEFAULTS, OWN, Run
@@ -105,6 +115,8 @@ class Options:
     "Use only the first N test images."
     jobs: Count = 1
     "scratch, --arch all: networks trained at a time, each in a process of its own."
+    device: Device | None = None
+    """Where to train; auto is a GPU if there is one, cpu repeats to the last bit. [default: cpu]"""
     threads: Count | None = None
     """Threads of each run, bit-identical only with the same number. [default: all cores divided by
     --jobs, at least 1]"""
@@ -121,6 +133,10 @@ class Options:
     "Steps between checkpoints; there is one after each epoch too."
 
 
+UNWRITTEN = {"rule": "single_path", "device": "cpu"}
+"""Settings that are in config.json only where they have another value, for runs from before there
+were these settings go on."""
+
 app = App(help=__doc__, help_format="markdown", version_flags=())
 
 
@@ -133,6 +149,8 @@ def main(options: Options | None = None) -> None:
     given = {k: v for k, v in asdict(options).items() if v is not None}
     for key in ("data_root", "out", "resume", "checkpoint_every", "jobs"):
         given.pop(key, None)
+    if options.device is not None:
+        given["device"] = runtime.device(options.device)
     if options.mode is None and not options.resume:
         raise Failure("--mode is missing; expected supernet or scratch", status=2)
 
@@ -142,14 +160,15 @@ def main(options: Options | None = None) -> None:
         directory = RunDirectory(options.out or _newest(given))
         with user_input():
             stored = directory.config()
-        began, now = (c.get("rule", "single_path") for c in (stored, {**stored, **given}))
-        if began != now:
-            raise Failure(
-                f"{directory.path} was begun with --rule {began}, not {now}; resume with the same "
-                "settings or choose another directory",
-                status=2,
-            )
         config = {**stored, **given}
+        for key, usual in UNWRITTEN.items():
+            began, now = (c.get(key, usual) for c in (stored, config))
+            if began != now:
+                raise Failure(
+                    f"{directory.path} was begun with --{key} {began}, not {now}; resume with the "
+                    "same settings or choose another directory",
+                    status=2,
+                )
     else:
         config = {**_defaults(options), **given}
     config = _resolve(config)
@@ -224,6 +243,8 @@ def _resolve(config: dict[str, Any]) -> dict[str, Any]:
     import mnas
     from mnas import spaces
 
+    if runtime.device(config.pop("device", "cpu")) == "cuda":
+        config["device"] = "cuda"
     scratch = config["mode"] == "scratch"
     if not scratch and config.get("arch"):
         raise Failure(

@@ -57,7 +57,7 @@ def pool(module: nn.Module, inputs: list[Any]) -> list[Any]:
     """Recalibrate a module in evaluation mode, in place; returns what it puts out for each batch
     meanwhile."""
     layers = statistics_of(module)
-    sums = {layer: torch.zeros(3, layer.num_features, dtype=torch.float64) for layer in layers}
+    sums = {layer: _Sums(layer) for layer in layers}
     handles = [layer.register_forward_pre_hook(partial(_add, sums)) for layer in layers]
     for layer in layers:
         layer.train()
@@ -67,16 +67,28 @@ def pool(module: nn.Module, inputs: list[Any]) -> list[Any]:
         for layer, handle in zip(layers, handles, strict=True):
             layer.eval()
             handle.remove()
-    for layer, (count, total, squares) in sums.items():
-        if not count.any():
+    for layer, found in sums.items():
+        if not found.count:
             continue
-        mean = total / count
+        mean = found.total / found.count
         layer.running_mean.copy_(mean)
-        layer.running_var.copy_((squares - count * mean.square()) / (count - 1))
+        layer.running_var.copy_((found.squares - found.count * mean.square()) / (found.count - 1))
     return outputs
 
 
-def _add(sums: dict[nn.Module, Tensor], layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Count, sum and sum of squares of a layer's input, a number for each channel (dimension 1)."""
+class _Sums:
+    """Of a layer's inputs so far: their count, and for each channel (dimension 1) their sum and
+    that of their squares, where the layer is."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.count = 0
+        self.total, self.squares = layer.running_mean.new_zeros(
+            2, layer.num_features, dtype=torch.float64
+        )
+
+
+def _add(sums: dict[nn.Module, _Sums], layer: nn.Module, inputs: tuple[Any, ...]) -> None:
     x = inputs[0].transpose(0, 1).flatten(1).double()
-    sums[layer] += torch.stack([torch.full_like(x[:, 0], x.shape[1]), x.sum(1), x.square().sum(1)])
+    sums[layer].count += x.shape[1]
+    sums[layer].total += x.sum(1)
+    sums[layer].squares += x.square().sum(1)

@@ -42,6 +42,10 @@ class Inputs(NamedTuple):
         args, kwargs = tree_map_only(Tensor, draw, (self.args, dict(self.kwargs)))
         return Inputs(args, kwargs)
 
+    def to(self, device: torch.device | str) -> Inputs:
+        moved = tree_map_only(Tensor, lambda t: t.to(device), (self.args, dict(self.kwargs)))
+        return Inputs(*moved)
+
     def describe(self) -> str:
         named = [*self.args, *self.kwargs.values()]
         return ", ".join(_described(value) for value in named)

@@ -34,6 +34,7 @@ class _Settings(Struct, kw_only=True, forbid_unknown_fields=True, tag_field="mod
     threads: Count
     keep_memory: bool
     channels_last: bool
+    device: Literal["cuda"] | None = None  # None: the CPU, as before there was a choice
     # Of the rule distilled. Runs of single_path have no settings of rules.
     teacher: Name | None = None
     teacher_sha256: Name | None = None

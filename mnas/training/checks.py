@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mnas.space.search_space import Path, SearchSpace
 from mnas.training.data import Split
+
+
+def check_splits(space: SearchSpace, train: Split, validation: Split) -> None:
+    """Raise ValueError unless the networks of the space can learn them, on one device."""
+    for name, split in (("train", train), ("validation", validation)):
+        check_split(f"the {name} split", split, space)
+    places = {str(t.device) for s in (train, validation) for t in (s.images, s.labels)}
+    if len(places) > 1:
+        raise ValueError(
+            f"the splits are on {', '.join(sorted(places))}; expected one device: call "
+            "Split.to(device)"
+        )
 
 
 def check_split(name: str, split: Split, space: SearchSpace) -> None:
@@ -40,3 +53,45 @@ def checked_paths(space: SearchSpace, paths: Any) -> list[Path]:
             "each once"
         )
     return checked
+
+
+def check_state(state: Mapping[str, Any], own: Mapping[str, Any], each: int | None) -> None:
+    """Raise ValueError for what a trainer would load in silence. own: its own state. each: the
+    paths that it trains in a step; None if that is unknown."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"it is a {type(state).__name__}, expected what Trainer.state_dict gives")
+    for name, value in own.items():
+        if name not in state:
+            raise ValueError(f"it lacks {name!r}, expected {', '.join(own)}")
+        kind = Mapping if isinstance(value, Mapping) else type(value)
+        if not isinstance(state[name], kind) or isinstance(state[name], bool):
+            raise ValueError(
+                f"its {name!r} is a {type(state[name]).__name__}, expected a {kind.__name__}"
+            )
+    for name in ("images", "batch_size"):
+        if state[name] != own[name]:
+            raise ValueError(f"its {name!r} is {state[name]}, expected {own[name]}")
+    steps = own["scheduler"]["total_steps"]
+    step, total, last = (
+        state["step"],
+        *(state["scheduler"].get(key) for key in ("total_steps", "last_epoch")),
+    )
+    if not 0 <= step <= steps or total != steps:
+        raise ValueError(f"it is at step {step} of {total}, expected one of {steps}")
+    updates = sum(state["updates"].values())
+    if last != step or (each is not None and updates != each * step):
+        raise ValueError(
+            f"it is at step {step}, with a scheduler at {last} and {updates} updates of its "
+            f"networks, expected {'equal numbers' if each == 1 else f'{each} updates a step'}"
+        )
+    if set(state["sampler"]) != set(own["sampler"]):
+        raise ValueError(
+            f"it is of a sampler with {sorted(state['sampler'])}, expected one with "
+            f"{sorted(own['sampler'])}"
+        )
+    for saved, group in zip(
+        state["optimizer"]["param_groups"], own["optimizer"]["param_groups"], strict=True
+    ):
+        for name in ("momentum", "weight_decay", "max_lr"):
+            if saved[name] != group[name]:
+                raise ValueError(f"its optimizer has {name} {saved[name]}, expected {group[name]}")

@@ -79,6 +79,10 @@ class Split:
             )
         return Split(self.images[:n], self.labels[:n])
 
+    def to(self, device: str | torch.device) -> Split:
+        """On that device; a trainer puts its network where its training images are."""
+        return Split(self.images.to(device), self.labels.to(device))
+
 
 @dataclass(frozen=True)
 class Data:

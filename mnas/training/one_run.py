@@ -64,6 +64,7 @@ def load(config: dict[str, Any], data_root: Path) -> Data:
         config["limit_train"],
         config["limit_test"],
         config["channels_last"],
+        runtime.device(config.get("device", "cpu")),
     )
 
 
@@ -207,6 +208,8 @@ def teacher(run: Path, data: Data | None = None) -> nn.Module:
     else:
         path = max(map(space.parse, finished.weights), key=lambda p: size(space, p))
     network = compact(finished.network(space.format(path)))
+    if data is not None:
+        network = network.to(data.train.images.device)
     if finished.config.get("bn") == "recalibrate" and data is not None:
         network = mnas.recalibrate(network, data.train.images[:BN_IMAGES])
     return network.eval()
@@ -216,7 +219,7 @@ def digest(network: nn.Module) -> str:
     """Of the weights and statistics of a network."""
     found = hashlib.sha256()
     for name, tensor in network.state_dict().items():
-        found.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        found.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
 
 

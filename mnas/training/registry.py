@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ def _is_teacher(space: SearchSpace, teacher: Any, **_: Any) -> None:
         raise ValueError(f"teacher is a {type(teacher).__name__}; expected a torch.nn.Module")
     if any(module.training for module in teacher.modules()):
         raise ValueError("teacher is in train mode; call teacher.eval() first")
-    inputs = space.inputs(2)
+    tensors = chain(teacher.parameters(), teacher.buffers())
+    inputs = space.inputs(2).to(next((t.device for t in tensors), "cpu"))
     try:
         with torch.no_grad():
             shape = tuple(teacher(*inputs.args, **inputs.kwargs).shape[1:])

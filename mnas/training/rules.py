@@ -47,7 +47,8 @@ class Step:
     def logits(self, paths: Sequence[Path]) -> list[Tensor]:
         """Of each path (B, classes), with gradients. What several have in common up to their first
         difference is computed once; a layer that they share updates its statistics once, too."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        device = self.images.device.type
+        with torch.autocast(device, torch.bfloat16) if self.bf16 else contextlib.nullcontext():
             if len(paths) == 1:
                 found = [self.forward(self.images, paths[0])]
             else:

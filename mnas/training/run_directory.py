@@ -76,9 +76,8 @@ class RunDirectory:
         """Begin a run in a new or empty directory. data: what is known of its data set, as
         `schema.DataFound`."""
         with self.new(), self._making():
-            self._folder.write(
-                {"config.json": _json({**config, "data": data, "environment": environment()})}
-            )
+            about = {"data": data, "environment": environment(config.get("device", "cpu"))}
+            self._folder.write({"config.json": _json({**config, **about})})
 
     @contextlib.contextmanager
     def _making(self) -> Iterator[None]:
@@ -303,10 +302,12 @@ def _canonical(value: Any) -> Any:
     )
 
 
-def environment() -> dict[str, Any]:
+def environment(device: str = "cpu") -> dict[str, Any]:
     """What else a number depends on: versions, processor, threads, the code's commit; None where it
     is unknown."""
+    gpu = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
     return {
+        **gpu,
         "python": platform.python_version(),
         "torch": torch.__version__,
         **{package: _version(package) for package in PACKAGES},

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnas.errors import user_input
+from mnas.errors import Failure, user_input
 
 if TYPE_CHECKING:  # torch takes seconds to import: not before the arguments are known to be good
     from torch import Tensor
@@ -33,6 +33,18 @@ def configure_runtime(threads: int | None, keep_memory: bool = True) -> None:
         libc.mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
+def device(wanted: str) -> str:
+    """Of auto, cpu or cuda the one to compute on; auto takes a GPU where torch finds one."""
+    if wanted == "cpu":
+        return wanted
+    import torch
+
+    found = torch.cuda.is_available()
+    if wanted == "cuda" and not found:
+        raise Failure("--device cuda: torch finds no GPU here; give --device cpu or auto", 2)
+    return "cuda" if found else "cpu"
+
+
 def in_memory_order(images: Tensor, channels_last: bool = True) -> Tensor:
     """The images in channels_last order unless switched off; the values stay. To torch, images
     of one channel are in it already."""
@@ -53,6 +65,7 @@ def load_data(
     limit_train: int | None = None,
     limit_test: int | None = None,
     channels_last: bool = True,
+    device: str = "cpu",
 ) -> Data:
     from mnas.training import data
 
@@ -63,7 +76,7 @@ def load_data(
             f"note: {dataset} in {root} is not known to be the published data set", file=sys.stderr
         )
     splits = loaded.train.first(limit_train), loaded.validation, loaded.test.first(limit_test)
-    splits = (for_training(split, channels_last) for split in splits)
+    splits = (for_training(split, channels_last).to(device) for split in splits)
     return data.Data(*splits, verified=loaded.verified, sha256=loaded.sha256)
 
 

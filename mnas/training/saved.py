@@ -70,13 +70,14 @@ class SavedRun:
         bn_images: Tensor | None,
         progress: Callable[[int], Any],
     ) -> list[Score]:
-        """The scores of the architectures; those of a supernet compute what they share once."""
+        """The scores of the architectures, computed where the images are; those of a supernet
+        compute what they share once."""
         import mnas
 
         if self.config["mode"] == "supernet":
             paths = [self.space.parse(arch) for arch in archs]
             return mnas.evaluate_paths(
-                self.supernet(),
+                self.supernet().to(split.images.device),
                 paths,
                 split.images,
                 split.labels,
@@ -85,7 +86,7 @@ class SavedRun:
             )
         scores = []
         for arch in archs:
-            network = self.network(arch)
+            network = self.network(arch).to(split.images.device)
             network = network if bn_images is None else mnas.recalibrate(network, bn_images)
             scores.append(mnas.evaluate(network, split.images, split.labels))
             progress(len(split))

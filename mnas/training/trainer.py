@@ -18,7 +18,7 @@ from mnas.networks.export import standalone
 from mnas.space.sampler import SAMPLERS, FixedSampler, Sampler
 from mnas.space.search_space import Path, SearchSpace
 from mnas.space.supernet import Supernet
-from mnas.training.checks import check_split, checked_paths
+from mnas.training.checks import check_splits, check_state, checked_paths
 from mnas.training.data import Split, shifted
 from mnas.training.recipe import Recipe, one_of, setting
 from mnas.training.registry import RULES, Bound, bound
@@ -37,9 +37,8 @@ class Trainer:
 
     forward: logits of a batch along a path. score: the scores of the networks to watch, by
     architecture, on the images of a split. rule: which paths a step runs, and what it learns from
-    them. The state between two steps is complete: a loaded copy continues bit for bit.
-
-    Raises ValueError for splits that are empty, or that the networks of the space cannot learn.
+    them. The state between two steps is complete: a loaded copy continues bit for bit. The module
+    is where the splits are, on any device; shuffling and sampling draw on the CPU.
     """
 
     def __init__(
@@ -60,8 +59,6 @@ class Trainer:
         self.space, self.module, self.optimizer, self.sampler = space, module, optimizer, sampler
         self.forward, self.score, self.train, self.validation = forward, score, train, validation
         self.recipe = recipe
-        for name, split in (("train", train), ("validation", validation)):
-            check_split(f"the {name} split", split, space)
         self.batch_size = min(recipe.batch_size, len(train))
         self.steps_per_epoch = (
             len(train) // self.batch_size
@@ -78,6 +75,11 @@ class Trainer:
         self._loss_sums: dict[str, float] = {}  # since the last validation, by architecture
         self._updates: dict[str, int] = {}  # since the start, by architecture
         self._updates_before: dict[str, int] = {}  # those before the last validation
+
+    @property
+    def _on_gpu(self) -> bool:
+        """Whether random numbers of the network's own, as of dropout, come from a GPU."""
+        return self.train.images.is_cuda
 
     @property
     def epoch(self) -> float:
@@ -155,6 +157,7 @@ class Trainer:
             "sampler": self.sampler.state_dict(),
             "epoch_start": self._epoch_start,
             "random": torch.get_rng_state(),
+            **({"random_cuda": torch.cuda.get_rng_state()} if self._on_gpu else {}),
             "images": len(self.train),
             "batch_size": self.batch_size,
             "step": self.step,
@@ -172,7 +175,7 @@ class Trainer:
         """
         before = copy.deepcopy(self.state_dict())
         try:
-            self._check(state)
+            check_state(state, self.state_dict(), self.rule.paths)
             self._load(state)
         except Exception as error:  # whatever torch, a sampler or a damaged value raise
             self._load(before)
@@ -194,50 +197,8 @@ class Trainer:
         if self.step % self.steps_per_epoch:
             self._begin_epoch()
         torch.set_rng_state(state["random"])
-
-    def _check(self, state: Mapping[str, Any]) -> None:
-        """Raise ValueError for what loading would take over in silence."""
-        own = self.state_dict()
-        if not isinstance(state, Mapping):
-            raise ValueError(
-                f"it is a {type(state).__name__}, expected what Trainer.state_dict gives"
-            )
-        for name, value in own.items():
-            if name not in state:
-                raise ValueError(f"it lacks {name!r}, expected {', '.join(own)}")
-            kind = Mapping if isinstance(value, Mapping) else type(value)
-            if not isinstance(state[name], kind) or isinstance(state[name], bool):
-                raise ValueError(
-                    f"its {name!r} is a {type(state[name]).__name__}, expected a {kind.__name__}"
-                )
-        for name in ("images", "batch_size"):
-            if state[name] != own[name]:
-                raise ValueError(f"its {name!r} is {state[name]}, expected {own[name]}")
-        step, total, last = (
-            state["step"],
-            *(state["scheduler"].get(key) for key in ("total_steps", "last_epoch")),
-        )
-        if not 0 <= step <= self.total_steps or total != self.total_steps:
-            raise ValueError(f"it is at step {step} of {total}, expected one of {self.total_steps}")
-        updates, each = sum(state["updates"].values()), self.rule.paths
-        if last != step or (each is not None and updates != each * step):
-            raise ValueError(
-                f"it is at step {step}, with a scheduler at {last} and {updates} updates of its "
-                f"networks, expected {'equal numbers' if each == 1 else f'{each} updates a step'}"
-            )
-        if set(state["sampler"]) != set(own["sampler"]):
-            raise ValueError(
-                f"it is of a sampler with {sorted(state['sampler'])}, expected one with "
-                f"{sorted(own['sampler'])}"
-            )
-        for saved, group in zip(
-            state["optimizer"]["param_groups"], own["optimizer"]["param_groups"], strict=True
-        ):
-            for name in ("momentum", "weight_decay", "max_lr"):
-                if saved[name] != group[name]:
-                    raise ValueError(
-                        f"its optimizer has {name} {saved[name]}, expected {group[name]}"
-                    )
+        if self._on_gpu:
+            torch.cuda.set_rng_state(state["random_cuda"])
 
     def _begin_epoch(self) -> None:
         self._epoch_start = self._shuffler.get_state()
@@ -290,6 +251,7 @@ def supernet_trainer(
 
     Raises ValueError for arguments that do not fit.
     """
+    check_splits(space, train, validation)
     one_of("bn", bn, ("stored", "recalibrate"))
     if sampler is None:
         own = RULES.get(rule) if isinstance(rule, str) else None
@@ -299,7 +261,7 @@ def supernet_trainer(
     watched = None if watched is None else checked_paths(space, watched)
     init_seed, sampler_seed, shuffle_seed = _seeds(seed)
     torch.manual_seed(init_seed)
-    net = Supernet(space, execution)
+    net = Supernet(space, execution).to(train.images.device)
     optimizer = MaskedOptimizer(torch.optim.SGD, net, policy=policy, **_options(recipe))
     if watched is None:
         watched = (
@@ -335,6 +297,7 @@ def scratch_trainer(
 
     Raises ValueError for arguments that do not fit.
     """
+    check_splits(space, train, validation)
     path = space.check(path)
     rule = bound(rule, space, None, rule_options, alone=True)
     init_seed, _, shuffle_seed = _seeds(seed)
@@ -347,6 +310,7 @@ def scratch_trainer(
             raise ValueError(
                 f"start does not fit {space.format(path)}: {' '.join(str(error).split())}"
             ) from error
+    network.to(train.images.device)  # before the optimizer, whose state follows its parameters
     optimizer = torch.optim.SGD(network.parameters(), **_options(recipe))
 
     def score(split: Split) -> dict[str, Score]:
