@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from mnas import spaces
     from mnas.freeze import GradientMask, MaskedOptimizer
     from mnas.networks import cost, evaluate, evaluate_paths, export, recalibrate, standalone
-    from mnas.space import Choice, Decision, FairSampler, SearchSpace, Supernet, UniformSampler
+    from mnas.space import (
+        Choice,
+        Decision,
+        FairSampler,
+        SearchSpace,
+        Supernet,
+        UniformSampler,
+        convert,
+        rules,
+    )
 
 __all__ = [
     "Choice",
@@ -26,26 +35,37 @@ __all__ = [
     "SearchSpace",
     "Supernet",
     "UniformSampler",
+    "convert",
     "cost",
     "evaluate",
     "evaluate_paths",
     "export",
     "recalibrate",
+    "rules",
     "spaces",
     "standalone",
 ]
+_MODULES = {"spaces": "mnas.spaces", "rules": "mnas.space.rules"}
 _ROOMS = {
     "freeze": ("GradientMask", "MaskedOptimizer"),
     "networks": ("cost", "evaluate", "evaluate_paths", "export", "recalibrate", "standalone"),
-    "space": ("Choice", "Decision", "FairSampler", "SearchSpace", "Supernet", "UniformSampler"),
+    "space": (
+        "Choice",
+        "Decision",
+        "FairSampler",
+        "SearchSpace",
+        "Supernet",
+        "UniformSampler",
+        "convert",
+    ),
 }
 
 
 def __getattr__(name: str) -> Any:
     """The public names, imported when they are first used: torch takes seconds, and a wrong command
     line needs none."""
-    if name == "spaces":
-        return import_module("mnas.spaces")
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     for room, names in _ROOMS.items():
         if name in names:
             globals()[name] = found = getattr(import_module(f"mnas.{room}"), name)

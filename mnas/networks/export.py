@@ -35,6 +35,8 @@ def standalone(space: SearchSpace, path: Path) -> nn.Module:
     """The same architecture with a random start, decided by `torch.manual_seed`; plain classes, no
     mnas inside.
 
-    With the same seed it starts from the weights that `Supernet(space)` has on this path.
+    With the same seed it starts from the weights that `Supernet(space)` has on this path. Raises
+    ValueError for a space of pretrained weights that nobody has told how to begin at random
+    (`SearchSpace(..., fresh=)`).
     """
-    return export(Supernet(space), path)
+    return export(Supernet(space.fresh()), path)

@@ -3,6 +3,7 @@ architectures."""
 
 from __future__ import annotations
 
+import copy
 import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,8 +32,9 @@ class SearchSpace:
     `nn.Module` with at least one `Choice` in it. input_shape: (C, H, W) of the images it takes, for
     counting costs. example: in its place, what the model is called with: a tensor (B, ...) of any
     type, a tuple of arguments, or a dict of them by name. about: what it is, in a sentence of one
-    line. Its attribute `decisions` has what a path decides, `output_shape` is of what comes out for
-    one image, (classes,) for logits.
+    line. fresh: where what `build` returns has given weights, as pretrained ones, a function that
+    returns the same with a random start, for `mnas.standalone`. Its attribute `decisions` has what
+    a path decides, `output_shape` is of what comes out for one image, (classes,) for logits.
 
     Raises ValueError if the model cannot be searched.
     """
@@ -45,6 +47,7 @@ class SearchSpace:
         input_shape: tuple[int, ...] = (1, 28, 28),
         example: Any = None,
         about: str = "",
+        fresh: Callable[[], nn.Module] | None = None,
     ) -> None:
         if not callable(build) or isinstance(build, nn.Module):
             raise ValueError(
@@ -53,6 +56,7 @@ class SearchSpace:
         if not isinstance(about, str) or "\n" in about:
             raise ValueError(f"about={about!r}; expected a sentence of one line")
         self.build = build
+        self._fresh = fresh
         self.name = name
         self.about = about
         with torch.random.fork_rng(devices=[]), noticing() as made:
@@ -81,6 +85,15 @@ class SearchSpace:
         self.output_shape: tuple[int, ...] = (
             tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
         )
+
+    def fresh(self) -> SearchSpace:
+        """The same space, whose models have a random start; itself, unless `build` gives weights.
+        Raises ValueError where nothing says how to begin at random."""
+        if self._fresh is None:
+            return self
+        twin = copy.copy(self)
+        twin.build, twin._fresh = self._fresh, None
+        return twin
 
     def check_build(self, choices: Sequence[Choice]) -> None:
         """Raise ValueError unless a new model has the choices that the space was declared with."""

@@ -1,0 +1,181 @@
+"""Rules of `mnas.convert`: which layers of a model become a choice, and of what.
+
+select: a pattern of the layers' names, as "layer1.*.conv2", where * also stands for dots; or a
+class, as nn.Conv2d, subclasses included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from mnas.space.skeleton import is_hooked
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Match(NamedTuple):
+    """A layer that a rule has selected. another: gives one more of it, in modules of its own.
+    given: whether its weights are what candidates begin with; else all begin at random."""
+
+    layer: nn.Module
+    another: Callable[[], nn.Module]
+    given: bool
+
+
+@dataclass(frozen=True)
+class Rule:
+    """candidates: of a match the candidates by name, the layer as it is first; None where the rule
+    does not apply. nested: as in `mnas.Choice`. takes: what it applies to, in words."""
+
+    select: str | type[nn.Module]
+    candidates: Callable[[Match], Mapping[str, nn.Module] | None]
+    nested: bool = False
+    takes: str = "layers"
+
+    def __post_init__(self) -> None:
+        kind = isinstance(self.select, type) and issubclass(self.select, nn.Module)
+        if not kind and not isinstance(self.select, str):
+            raise ValueError(
+                f"a rule selects {self.select!r}; expected a pattern of names, as 'layer1.*', or a "
+                "class, as nn.Conv2d"
+            )
+
+    def selects(self, name: str, layer: nn.Module) -> bool:
+        if isinstance(self.select, str):
+            return fnmatchcase(name, self.select)
+        return isinstance(layer, self.select)
+
+
+def kernels(
+    select: str | type[nn.Module],
+    sizes: Iterable[int],
+    *,
+    nested: bool = False,
+    depthwise: bool = False,
+) -> Rule:
+    """Convolutions with a kernel of one of these sizes get all of them; the others selected stay as
+    they are. Padding grows with the kernel, so that outputs keep their size.
+
+    All begin with the given weights: a smaller kernel is the centre of the given one, a larger one
+    has zeros around it and computes the same. nested: they share what they have in common.
+    depthwise: those with a group for each channel alone. Candidates are called k3, k5, ..."""
+    sizes = _whole(sizes, "sizes", least=1)
+    kind = "depthwise convolutions" if depthwise else "convolutions"
+    takes = f"{kind} of torch.nn, without hooks, with a kernel of {' or '.join(map(str, sizes))}"
+    return Rule(select, partial(_kernels, sizes, depthwise), nested, takes)
+
+
+def _kernels(sizes: tuple[int, ...], depthwise: bool, match: Match) -> dict[str, nn.Module] | None:
+    layer = match.layer
+    if type(layer) not in CONVOLUTIONS or is_hooked(layer):
+        return None
+    if depthwise and layer.groups != layer.in_channels:
+        return None
+    given = layer.kernel_size[0]
+    if given not in sizes or set(layer.kernel_size) != {given}:
+        return None
+    others = [size for size in sizes if size != given]
+    return {f"k{given}": layer, **{f"k{size}": _resized(match, size) for size in others}}
+
+
+def repeats(select: str | type[nn.Module], times: Iterable[int]) -> Rule:
+    """Blocks are left out (0), there once as given (1) or several times, one behind the other; the
+    first is shared, and the others begin as copies of it. A block takes one tensor and returns one
+    of its shape. Candidates are called x0, x1, ..."""
+    times = _whole(times, "times", least=0)
+    if 1 not in times:
+        raise ValueError(f"times={times}; expected 1 among them, for the block as it is given")
+    return Rule(select, partial(_repeats, times), max(times) > 1, "blocks")
+
+
+def _repeats(times: tuple[int, ...], match: Match) -> dict[str, nn.Module]:
+    made: dict[str, nn.Module] = {}
+    for count in (1, *(count for count in times if count != 1)):
+        blocks = [match.layer, *(match.another() for _ in range(count - 1))][:count]
+        # In a sequence the first block has the same names, however many there are.
+        module = nn.Sequential(*blocks) if max(times) > 1 else match.layer
+        made[f"x{count}"] = module if count else nn.Identity()
+    return made
+
+
+def candidates(
+    select: str | type[nn.Module],
+    make: Callable[[nn.Module], Mapping[str, nn.Module]],
+    *,
+    nested: bool = False,
+) -> Rule:
+    """Whatever you like in the place of a layer: make(layer) returns the other candidates, by name;
+    the layer as it is comes first and is called "given". nested: as in `mnas.Choice`; the given
+    layer must then be the largest."""
+
+    return Rule(select, partial(_candidates, make), nested)
+
+
+def _candidates(
+    make: Callable[[nn.Module], Mapping[str, nn.Module]], match: Match
+) -> dict[str, nn.Module]:
+    others: Any = make(match.layer)
+    if not isinstance(others, Mapping) or "given" in others:
+        raise ValueError(
+            f"{getattr(make, '__name__', make)} returns {others!r}; expected a dict of the other "
+            "candidates, none of which is called 'given'"
+        )
+    return {"given": match.layer, **others}
+
+
+def _whole(values: Iterable[int], what: str, least: int) -> tuple[int, ...]:
+    given = values
+    values = tuple(values) if isinstance(values, Iterable) else ()
+    good = all(type(value) is int and value >= least for value in values)
+    if not good or len(values) < 2 or len(set(values)) < len(values):
+        raise ValueError(
+            f"{what}={given!r}; expected two or more different whole numbers from {least} up"
+        )
+    return values
+
+
+def _resized(match: Match, size: int) -> nn.Module:
+    """A convolution of another kernel size with the same output size."""
+    layer = match.layer
+    grown = [d * (size - layer.kernel_size[0]) for d in layer.dilation]
+    padding = layer.padding
+    if padding == "valid":
+        padding = (0,) * len(grown)
+    if not isinstance(padding, str):
+        padding = tuple(p + more // 2 for p, more in zip(padding, grown, strict=True))
+        if any(more % 2 for more in grown) or min(padding) < 0:
+            raise ValueError(
+                f"{layer} has no candidate of kernel size {size} with the same output size; use "
+                "sizes that differ by even numbers and are not below what its padding allows"
+            )
+    settings: dict[str, Any] = {
+        "stride": layer.stride,
+        "padding": padding,
+        "dilation": layer.dilation,
+        "groups": layer.groups,
+        "bias": layer.bias is not None,
+        "padding_mode": layer.padding_mode,
+        "dtype": layer.weight.dtype,
+        "device": layer.weight.device,
+    }
+    shape = layer.in_channels, layer.out_channels, size
+    if not match.given:
+        return type(layer)(*shape, **settings)
+    resized = nn.utils.skip_init(type(layer), *shape, **settings)
+    with torch.no_grad():
+        resized.weight.copy_(_centred(layer.weight, size))
+        if layer.bias is not None:
+            resized.bias.copy_(layer.bias)
+    return resized
+
+
+def _centred(weight: torch.Tensor, size: int) -> torch.Tensor:
+    """Kernels with their border cut off, or with zeros around them."""
+    more = (size - weight.shape[-1]) // 2  # negative padding cuts
+    return nn.functional.pad(weight, (more, more) * (weight.ndim - 2))
