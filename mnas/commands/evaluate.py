@@ -34,7 +34,7 @@ class Options:
     seed: Seed = 0
     "For --arch random."
     data_root: UserPath = Path("data")
-    "Where the data sets other than mnist are."
+    "Where the data sets other than mnist are; of folder, the folder."
     limit_test: Count | None = None
     "Use only the first N images of the split."
     device: Device = "cpu"
@@ -76,6 +76,7 @@ def main(options: Options) -> None:
         options.data_root,
         run.config.get("limit_train"),
         device=device,
+        resolution=run.config.get("resolution"),
     )
     split = (data.test if options.split == "test" else data.validation).first(options.limit_test)
     bn_images = data.train.images[:BN_IMAGES] if bn == "recalibrate" else None

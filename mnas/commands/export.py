@@ -48,7 +48,7 @@ class Options:
     seed: Seed = 0
     "For --arch random."
     data_root: UserPath = Path("data")
-    "Where the data sets other than mnist are."
+    "Where the data sets other than mnist are; of folder, the folder."
     limit_test: Count | None = None
     "Verify on the first N test images. [default: all]"
     threads: Count | None = None
@@ -82,7 +82,7 @@ def main(options: Options) -> None:
     (arch,) = run.archs(options.arch, options.seed)
     dataset = run.config["dataset"]
     with user_input():
-        loaded = data.load(dataset, options.data_root)
+        loaded = data.load(dataset, options.data_root, run.config.get("resolution"))
     test = loaded.test.first(options.limit_test)
     images = loaded.train.first(run.config.get("limit_train")).images[:BN_IMAGES]
     bn = options.bn or run.config.get("bn", "stored")
@@ -99,9 +99,9 @@ def main(options: Options) -> None:
         f"{arch} of the search space {run.space.name}, trained on {dataset} ({mode}, seed "
         f"{run.config['seed']}).",
         f"Input: float32 (B, {', '.join(map(str, run.space.input_shape))}), pixels / 255, then "
-        "normalised to mean 0 "
-        "and\nstandard deviation 1 over the training images (MNIST: - 0.1307, / 0.3081). Output: "
-        "logits (B, 10).\n"
+        "each channel "
+        "normalised\nto mean 0 and standard deviation 1 over the training images (MNIST: - 0.1307, "
+        f"/ 0.3081).\nOutput: logits (B, {run.space.output_shape[0]}).\n"
         f"{price.params:,} parameters, {price.macs:,} multiply-accumulates an image. Exported by "
         "mnas.",
         verified=True,

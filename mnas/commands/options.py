@@ -38,6 +38,7 @@ def _path(_: Any, tokens: Sequence[Token]) -> Path:
 LONGEST_NAME = 255  # bytes, of a file on Linux, macOS and Windows
 
 Count = Annotated[int, Parameter(converter=_integer, validator=Number(gt=0, lte=2**31))]
+Side = Annotated[int, Parameter(converter=_integer, validator=Number(gt=0, lte=4096))]
 Seed = Annotated[int, Parameter(converter=_integer, validator=Number(gte=0, lt=2**63))]
 UserPath = Annotated[Path, Parameter(converter=_path)]
 Positive = Annotated[float, Parameter(validator=Number(gt=0, lte=1e6))]

@@ -22,6 +22,7 @@ from mnas.commands.options import (
     Positive,
     Seed,
     Share,
+    Side,
     UserPath,
     Weight,
     list_spaces,
@@ -49,9 +50,13 @@ class Options:
     arch: str | None = None
     "scratch: the network, as conv3x3-conv5x5; all: each of the space; random: one drawn by --seed."
     dataset: str | None = None
-    "mnist (embedded), fashion-mnist, kmnist, qmnist or emnist-digits. [default: mnist]"
+    """mnist (embedded), fashion-mnist, kmnist, qmnist, emnist-digits or cifar10; folder: images in
+    {train,test}/CLASS/ below --data-root. [default: mnist]"""
     data_root: UserPath = Path("data")
     "Where the data sets other than mnist are, or are downloaded to."
+    resolution: Side | None = None
+    """Pixels a side that all images are resized to, and that the space then takes. [default: as
+    they are]"""
     epochs: Positive | None = None
     """Passes over the training images; may end within one, as 0.5. [default: 4 for supernet, 2 for
     scratch]"""
@@ -99,9 +104,9 @@ class Options:
     precision: Literal["fp32", "bf16"] | None = None
     """Arithmetic of training; bf16 is faster on processors that have it. Scores are always fp32.
     [default: fp32]"""
-    augment: Literal["none", "shift"] | None = None
-    """shift: every training image moved by up to two pixels, another way each time. [default:
-    none]"""
+    augment: Literal["none", "shift", "crop_flip"] | None = None
+    """shift: every training image moved by up to two pixels, another way each time; crop_flip: by
+    up to an eighth of its side, and half of them mirrored. [default: none]"""
     policy: Literal["frozen", "torch"] | None = None
     """supernet: entries that a step does not use stay, or move on by stock momentum and decay.
     [default: frozen]"""
@@ -183,8 +188,8 @@ def main(options: Options | None = None) -> None:
     else:
         directory = RunDirectory(options.out or _free(_default_out(config)))
 
-    from mnas import spaces
     from mnas.storage.strict_json import FolderError
+    from mnas.training.checks import check_split
 
     runtime.configure_runtime(config["threads"], config["keep_memory"])
     with user_input():
@@ -194,8 +199,8 @@ def main(options: Options | None = None) -> None:
             return
     data = one_run.load(config, options.data_root)
     with user_input():
-        space = spaces.get(config["space"])
-        space.check_images(data.train.images, config["dataset"])
+        space = one_run.space_of(config)
+        check_split(config["dataset"], data.train, space)
     if not options.resume:
         with user_input():
             directory.create(config, data.found)
@@ -241,7 +246,6 @@ def _resolve(config: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     import mnas
-    from mnas import spaces
 
     if runtime.device(config.pop("device", "cpu")) == "cuda":
         config["device"] = "cuda"
@@ -256,7 +260,7 @@ def _resolve(config: dict[str, Any]) -> dict[str, Any]:
         if key in config:
             raise Failure(f"--{key} {config[key]} is for --mode {other}; leave it out", status=2)
     with user_input():
-        space = spaces.get(config["space"])
+        space = one_run.space_of(config)
         if config.get("execution") == "masked":
             mnas.Supernet(space, "masked")  # raises where that does not exist
         if scratch and config["arch"] is None:

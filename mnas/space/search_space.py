@@ -234,6 +234,18 @@ class SearchSpace:
                 )
         return tuple(map(int, path))
 
+    def at(self, resolution: int) -> SearchSpace:
+        """The same space for images of so many pixels a side; its costs are for these. Raises
+        ValueError where its networks cannot take them."""
+        if self._example is not None or len(self.input_shape) != 3:
+            raise ValueError(
+                f"space {self.name} takes no images (C, H, W), which alone have a resolution"
+            )
+        shape = (self.input_shape[0], resolution, resolution)
+        if shape == self.input_shape:
+            return self
+        return SearchSpace(self.build, name=self.name, input_shape=shape, about=self.about)
+
     def check_images(self, images: torch.Tensor, name: str) -> None:
         """Raise ValueError unless images (N, C, H, W) of the data set `name` are what the networks
         take."""
@@ -242,7 +254,8 @@ class SearchSpace:
                 "x".join(map(str, shape)) for shape in (self.input_shape, images.shape[1:])
             )
             raise ValueError(
-                f"space {self.name} takes images of {ours}, {name} has {theirs}; change one of them"
+                f"space {self.name} takes images of {ours}, {name} has {theirs}; change one "
+                "of them, or give the side of both (--resolution)"
             )
 
     @cached_property

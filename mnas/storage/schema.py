@@ -11,6 +11,7 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Seconds = Annotated[float, Meta(ge=0, le=1e12)]
 Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
+Side = Annotated[int, Meta(ge=1, le=1 << 12)]
 Epoch = Annotated[float, Meta(gt=0, le=1e9)]
 Movement = Annotated[float, Meta(ge=0, le=1e30)]
 Positive = Annotated[float, Meta(gt=0, le=1e6)]
@@ -27,7 +28,7 @@ class _Settings(Struct, kw_only=True, forbid_unknown_fields=True, tag_field="mod
     batch_size: Count
     lr: Positive
     precision: Literal["fp32", "bf16"]
-    augment: Literal["none", "shift"]
+    augment: Literal["none", "shift", "crop_flip"]
     validate_every: Count
     limit_train: Count | None
     limit_test: Count | None
@@ -35,6 +36,10 @@ class _Settings(Struct, kw_only=True, forbid_unknown_fields=True, tag_field="mod
     keep_memory: bool
     channels_last: bool
     device: Literal["cuda"] | None = None  # None: the CPU, as before there was a choice
+    # Pixels a side that images are resized to; none where they are as they were read.
+    resolution: Side | None = None
+    # Of the file that declares a space of the user's own, which `space` names.
+    space_sha256: Name | None = None
     # Of the rule distilled. Runs of single_path have no settings of rules.
     teacher: Name | None = None
     teacher_sha256: Name | None = None

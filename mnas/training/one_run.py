@@ -18,6 +18,7 @@ from mnas.training.saved import open_run, resume_command
 if TYPE_CHECKING:  # as in common.py
     from torch import nn
 
+    from mnas.space.search_space import SearchSpace
     from mnas.training.data import Data
     from mnas.training.run_directory import RunDirectory
     from mnas.training.trainer import Trainer
@@ -65,6 +66,7 @@ def load(config: dict[str, Any], data_root: Path) -> Data:
         config["limit_test"],
         config["channels_last"],
         runtime.device(config.get("device", "cpu")),
+        config.get("resolution"),
     )
 
 
@@ -155,12 +157,18 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in ("mode", "space", "dataset", "seed")}
 
 
+def space_of(config: dict[str, Any]) -> SearchSpace:
+    """The search space of these settings. Raises ValueError."""
+    from mnas import spaces
+
+    return spaces.get(config["space"], config.get("resolution"))
+
+
 def trainer_of(config: dict[str, Any], data: Data) -> Trainer:
     """What trains the run of these settings, at its beginning."""
-    from mnas import spaces
     from mnas.training.trainer import Recipe, scratch_trainer, supernet_trainer
 
-    space = spaces.get(config["space"])
+    space = space_of(config)
     rule = {"rule": config.get("rule", "single_path"), "rule_options": rule_options(config, data)}
     recipe = Recipe(**{key: config[key] for key in RECIPE if key in config})
     if config["mode"] == "supernet":

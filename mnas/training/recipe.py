@@ -16,9 +16,10 @@ class Recipe:
     at `lr`.
 
     epochs: may end within one, as in 0.25. precision: "fp32", or "bf16" for bfloat16 in the forward
-    and backward pass with weights and loss in float32. augment: "none", or "shift" for images moved
-    by up to two pixels, each its own way. validate_every: epochs between validations; there is one
-    at the end in any case.
+    and backward pass with weights and loss in float32. augment: "none", "shift" for images moved by
+    up to two pixels, each its own way, or "crop_flip" for images moved by up to an eighth of their
+    side and mirrored (`mnas.training.data.AUGMENT`). validate_every: epochs between validations;
+    there is one at the end in any case.
 
     Numbers of numpy become Python's. Raises ValueError for a value of another type or out of range.
     """
@@ -46,7 +47,7 @@ RANGES: dict[str, tuple[type, str, Callable[[Any], bool]]] = {
     "momentum": (float, "a number from 0 to below 1", lambda v: 0 <= v < 1),
     "weight_decay": (float, "0 or a finite positive number", lambda v: 0 <= v <= LARGEST),
     "precision": (str, "fp32 or bf16", lambda v: v in ("fp32", "bf16")),
-    "augment": (str, "none or shift", lambda v: v in ("none", "shift")),
+    "augment": (str, "none, shift or crop_flip", lambda v: v in ("none", "shift", "crop_flip")),
     "validate_every": (int, "a whole number above 0", lambda v: v > 0),
 }
 

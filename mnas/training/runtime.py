@@ -66,12 +66,13 @@ def load_data(
     limit_test: int | None = None,
     channels_last: bool = True,
     device: str = "cpu",
+    resolution: int | None = None,
 ) -> Data:
     from mnas.training import data
 
     with user_input():
-        loaded = data.load(dataset, root)
-    if not loaded.verified:
+        loaded = data.load(dataset, root, resolution)
+    if not loaded.verified and dataset != "folder":
         print(
             f"note: {dataset} in {root} is not known to be the published data set", file=sys.stderr
         )

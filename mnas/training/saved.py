@@ -143,7 +143,8 @@ def open_run(path: Path) -> SavedRun:
                 f"{directory.path} does not hold the weights of a {config['mode']} run; restore it",
                 2,
             )
-        return SavedRun(directory, config, spaces.get(config["space"]), weights)
+        space = spaces.get(config["space"], config.get("resolution"))
+        return SavedRun(directory, config, space, weights)
 
 
 def resume_command(directory: Path) -> str:

@@ -215,10 +215,10 @@ def _stopped_early(number: int) -> Failure:
 def _longest_first(runs: list[Run]) -> list[Run]:
     """By epochs times multiply-accumulates, so that no worker is left alone with a long run at the
     end."""
-    from mnas import cost, spaces
+    from mnas import cost
 
     with user_input():
-        named = {name: spaces.get(name) for name in {run.config["space"] for run in runs}}
+        named = {run.config["space"]: one_run.space_of(run.config) for run in runs}
 
     def work(run: Run) -> float:
         space = named[run.config["space"]]

@@ -19,7 +19,7 @@ from mnas.space.sampler import SAMPLERS, FixedSampler, Sampler
 from mnas.space.search_space import Path, SearchSpace
 from mnas.space.supernet import Supernet
 from mnas.training.checks import check_splits, check_state, checked_paths
-from mnas.training.data import Split, shifted
+from mnas.training.data import AUGMENT, Split
 from mnas.training.recipe import Recipe, one_of, setting
 from mnas.training.registry import RULES, Bound, bound
 from mnas.training.rules import Report, Step
@@ -108,9 +108,7 @@ class Trainer:
         batch = self._order[position * self.batch_size : (position + 1) * self.batch_size]
         self.module.train()
         self.optimizer.zero_grad()
-        images = self.train.images[batch]
-        if self.recipe.augment == "shift":
-            images = shifted(images)
+        images = AUGMENT[self.recipe.augment](self.train.images[batch])
         report = self.rule(
             Step(
                 self.module,
