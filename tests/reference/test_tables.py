@@ -74,9 +74,7 @@ def test_twins_against_a_naive_search():
     """All paths of the same first layers and, per stage, the same blocks one after the other."""
 
     def sentence(path):
-        return [
-            (path[a], "".join(str(i) for i in path[a + 1 : b] if i)) for a, b in tables.STAGES
-        ]
+        return [(path[a], "".join(str(i) for i in path[a + 1 : b] if i)) for a, b in tables.STAGES]
 
     table = reference.get("nb_macro")
     assert table.paths.tolist() == [list(path) for path in product(range(3), repeat=8)]
@@ -105,5 +103,5 @@ def test_what_is_unknown_is_named(monkeypatch):
         reference.get("mil4")
     source = tables.TABLES["nb_macro"]
     monkeypatch.setitem(tables.TABLES, "nb_macro", source._replace(sha256="0" * 64))
-    with pytest.raises(ValueError, match="nb_macro.csv.xz is damaged; install mnas again"):
+    with pytest.raises(ValueError, match=r"nb_macro\.csv\.xz is damaged; install mnas again"):
         reference.get("nb_macro")
