@@ -10,12 +10,13 @@ summary.json. However a run was stopped, it continues bit for bit with --resume.
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from mnas.commands import directories
 from mnas.commands.options import (
     Count,
     Device,
@@ -28,9 +29,10 @@ from mnas.commands.options import (
     list_spaces,
     table,
 )
-from mnas.errors import Failure, user_input, writing
-from mnas.training import one_run, runtime, sweep
-from mnas.training.one_run import DEFAULTS, OWN, Run
+from mnas.errors import Failure, user_input
+from mnas.training import one_run, processes, runtime, sweep
+from mnas.training.one_run import DEFAULTS, OWN
+from mnas.training.processes import LostError, Processes
 from mnas.training.saved import resume_command
 
 if TYPE_CHECKING:
@@ -130,6 +132,9 @@ class Options:
     changes. [default: yes]"""
     channels_last: bool | None = None
     "Images in channels_last order; makes no difference for one channel. [default: yes]"
+    paths_per_rank: Annotated[bool | None, Parameter(negative=())] = None
+    """supernet, under torchrun: each process draws paths of its own, and a step learns from all of
+    them."""
     out: UserPath | None = None
     "Run directory, new or empty. [default: a new one under runs/]"
     resume: Annotated[bool, Parameter(negative=())] = False
@@ -138,9 +143,14 @@ class Options:
     "Steps between checkpoints; there is one after each epoch too."
 
 
-UNWRITTEN = {"rule": "single_path", "device": "cpu"}
-"""Settings that are in config.json only where they have another value, for runs from before there
-were these settings go on."""
+UNWRITTEN: dict[str, tuple[Any, str]] = {
+    "rule": ("single_path", "--rule"),
+    "device": ("cpu", "--device"),
+    "processes": (1, "torchrun --nproc_per_node"),
+    "paths_per_rank": (False, "--paths-per-rank"),
+}
+"""Settings that are in config.json only where they have another value, because runs from before
+there were these settings go on; and what sets them."""
 
 app = App(help=__doc__, help_format="markdown", version_flags=())
 
@@ -151,7 +161,32 @@ def main(options: Options | None = None) -> None:
     if options.space == "help":
         print(list_spaces())
         return
+    try:
+        with processes.joined() as group:
+            if group.first:
+                _main(_continued(options), group)
+            else:
+                one_run.follow(group)
+    except LostError as error:
+        raise Failure(str(error)) from error
+
+
+def _continued(options: Options) -> Options:
+    """Where torchrun starts all processes again, a run that has begun goes on."""
+    if processes.restarts() and options.out is None and not options.resume:
+        raise Failure(
+            "--max-restarts of torchrun needs --out: give it the directory that is to go on", 2
+        )
+    if not processes.restarted() or options.resume:
+        return options
+    from mnas.training.run_directory import RunDirectory
+
+    return replace(options, resume=RunDirectory(options.out).begun)
+
+
+def _main(options: Options, group: Processes) -> None:
     given = {k: v for k, v in asdict(options).items() if v is not None}
+    given |= {"processes": group.world}
     for key in ("data_root", "out", "resume", "checkpoint_every", "jobs"):
         given.pop(key, None)
     if options.device is not None:
@@ -162,15 +197,15 @@ def main(options: Options | None = None) -> None:
     from mnas.training.run_directory import RunDirectory
 
     if options.resume:
-        directory = RunDirectory(options.out or _newest(given))
+        directory = RunDirectory(options.out or directories.newest(given))
         with user_input():
             stored = directory.config()
         config = {**stored, **given}
-        for key, usual in UNWRITTEN.items():
+        for key, (usual, flag) in UNWRITTEN.items():
             began, now = (c.get(key, usual) for c in (stored, config))
             if began != now:
                 raise Failure(
-                    f"{directory.path} was begun with --{key} {began}, not {now}; resume with the "
+                    f"{directory.path} was begun with {flag} {began}, not {now}; resume with the "
                     "same settings or choose another directory",
                     status=2,
                 )
@@ -186,7 +221,7 @@ def main(options: Options | None = None) -> None:
         with user_input():
             directory.check_config(config)
     else:
-        directory = RunDirectory(options.out or _free(_default_out(config)))
+        directory = RunDirectory(options.out or directories.free(directories.default_out(config)))
 
     from mnas.storage.strict_json import FolderError
     from mnas.training.checks import check_split
@@ -194,6 +229,7 @@ def main(options: Options | None = None) -> None:
     runtime.configure_runtime(config["threads"], config["keep_memory"])
     with user_input():
         if directory.finished:
+            group.of_first()
             print(f"{directory.path} is finished")
             _report(directory.summary(), directory.path)
             return
@@ -206,7 +242,7 @@ def main(options: Options | None = None) -> None:
             directory.create(config, data.found)
     with user_input(FolderError):
         with one_run.locked(directory, config, data):
-            _train(options, directory, config, space, data)
+            _train(options, directory, config, space, data, group)
         _report(directory.summary(), directory.path)
 
 
@@ -216,6 +252,7 @@ def _train(
     config: dict[str, Any],
     space: SearchSpace,
     data: Data,
+    group: Processes,
 ) -> None:
     print(
         f"{config['mode']} of {space.name} ({space.size} architectures) on {config['dataset']}: "
@@ -223,12 +260,12 @@ def _train(
         f"images; run directory {directory.path}",
         flush=True,
     )
-    _note_crowding(options.jobs, config["threads"])
-    runs = _runs(directory, config, space)
-    outcomes = sweep.train(runs, options.jobs, options.data_root, options.checkpoint_every)
+    _note_crowding(options.jobs * group.world, config["threads"])
+    runs = directories.runs(directory, config, space)
+    outcomes = sweep.train(runs, options.jobs, options.data_root, options.checkpoint_every, group)
     sweep.check(runs, outcomes, resume_command(directory.path))
     if config.get("arch") == "all":
-        _join(directory, config, runs, outcomes)
+        directories.join(directory, config, runs, outcomes)
 
 
 def _defaults(options: Options) -> dict[str, Any]:
@@ -247,9 +284,19 @@ def _resolve(config: dict[str, Any]) -> dict[str, Any]:
 
     import mnas
 
-    if runtime.device(config.pop("device", "cpu")) == "cuda":
-        config["device"] = "cuda"
-    scratch = config["mode"] == "scratch"
+    runtime.device(config.get("device", "cpu"))
+    for key in ("device", "processes", "paths_per_rank"):
+        if config.get(key) == UNWRITTEN[key][0]:
+            del config[key]
+    scratch, several = config["mode"] == "scratch", config.get("processes", 1) > 1
+    if "paths_per_rank" in config and (scratch or not several):
+        raise Failure(
+            "--paths-per-rank is for --mode supernet under torchrun --nproc_per_node=N; leave it "
+            "out",
+            2,
+        )
+    if several and config.get("arch") == "all":
+        raise Failure("--arch all is for one process; leave out torchrun, --jobs trains several", 2)
     if not scratch and config.get("arch"):
         raise Failure(
             f"--arch {config['arch']} is for --mode scratch; a supernet trains every network",
@@ -315,35 +362,6 @@ def _resolve_rule(config: dict[str, Any], space: SearchSpace) -> None:
     config |= checked
 
 
-def _default_out(config: dict[str, Any]) -> Path:
-    parts = [
-        config["mode"],
-        config.get("rule"),
-        config.get("arch"),
-        config["space"],
-        config["dataset"],
-        f"seed{config['seed']}",
-    ]
-    return Path("runs") / "-".join(part for part in parts if part)
-
-
-def _free(base: Path) -> Path:
-    """The first of base, base-2, base-3, ... that does not exist."""
-    number, path = 1, base
-    while path.exists():
-        number += 1
-        path = base.with_name(f"{base.name}-{number}")
-    return path
-
-
-def _newest(given: dict[str, Any]) -> Path:
-    runs = [file.parent for file in Path("runs").glob("*/config.json")]
-    runs = [path for path in runs if path.name.startswith(given.get("mode", ""))]
-    if not runs:
-        raise Failure("there is no run under runs/ to resume; say which with --out DIR", status=2)
-    return max(runs, key=lambda path: (path / "config.json").stat().st_mtime)
-
-
 def _note_crowding(jobs: int, threads: int) -> None:
     cores = runtime.cores()
     if jobs * threads > cores:
@@ -353,39 +371,6 @@ def _note_crowding(jobs: int, threads: int) -> None:
             f"{cores} at most",
             file=sys.stderr,
         )
-
-
-def _runs(directory: RunDirectory, config: dict[str, Any], space: SearchSpace) -> list[Run]:
-    """The one run of this directory; of `--arch all` one for each network, in a directory below
-    it."""
-    if config.get("arch") != "all":
-        return [Run(directory.path, config, config.get("arch") or "supernet")]
-    archs = [space.format(path) for path in space.paths()]
-    return [Run(directory.path / arch, {**config, "arch": arch}, arch) for arch in archs]
-
-
-def _join(
-    directory: RunDirectory,
-    config: dict[str, Any],
-    runs: list[Run],
-    summaries: list[dict[str, Any]],
-) -> None:
-    """The networks of `--arch all`, each in its own directory, as one run."""
-    from mnas.training.run_directory import RunDirectory
-
-    directories = {run.name: RunDirectory(run.path) for run in runs}
-    states = {name: of_arch.load() for name, of_arch in directories.items()}
-    rows = [row for of_arch in directories.values() for row in of_arch.rows()]
-    summary = {
-        **one_run.identity(config),
-        "train_seconds": round(sum(s["train_seconds"] for s in summaries), 2),
-        "paths": [path for s in summaries for path in s["paths"]],
-    }
-    with writing(directory.path):
-        directory.save(
-            {"weights": {arch: state["weights"][arch] for arch, state in states.items()}}, rows
-        )
-        directory.finish(summary, rows)
 
 
 def _report(summary: dict[str, Any], path: Path) -> None:

@@ -40,6 +40,7 @@ class _Settings(Struct, kw_only=True, forbid_unknown_fields=True, tag_field="mod
     resolution: Side | None = None
     # Of the file that declares a space of the user's own, which `space` names.
     space_sha256: Name | None = None
+    processes: Annotated[int, Meta(ge=2, le=2**31)] | None = None  # None: one
     # Of the rule distilled. Runs of single_path have no settings of rules.
     teacher: Name | None = None
     teacher_sha256: Name | None = None
@@ -52,6 +53,7 @@ class SupernetSettings(_Settings, kw_only=True, tag="supernet"):
     execution: Literal["sliced", "masked"]
     bn: Literal["recalibrate", "stored"]
     policy: Literal["frozen", "torch"]
+    paths_per_rank: Literal[True] | None = None
     watched: Annotated[list[Name], Meta(min_length=1)] | None = None
     rule: Literal[
         "single_path", "fair", "sandwich", "distilled", "path_dropout", "ranked", "dynamic"

@@ -1,12 +1,19 @@
-"""What a trainer is given, checked before anything is made of it."""
+"""What a trainer is given, and what a rule reports to it, checked before anything is made of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mnas.space.search_space import Path, SearchSpace
 from mnas.training.data import Split
+from mnas.training.processes import Processes
+from mnas.training.rules import Report
+
+
+class DivergedError(ArithmeticError):
+    """The loss became NaN or infinite."""
 
 
 def check_splits(space: SearchSpace, train: Split, validation: Split) -> None:
@@ -95,3 +102,35 @@ def check_state(state: Mapping[str, Any], own: Mapping[str, Any], each: int | No
         for name in ("momentum", "weight_decay", "max_lr"):
             if saved[name] != group[name]:
                 raise ValueError(f"its optimizer has {name} {saved[name]}, expected {group[name]}")
+
+
+def agreed(
+    report: Report, space: SearchSpace, processes: Processes, rule: str, step: int
+) -> tuple[list[tuple[str, float]], float, float]:
+    """The losses of a step by architecture, their total, and the factor of its learning rate, the
+    same in all processes: means of theirs, but the losses of own paths one by one.
+
+    Raises DivergedError if one is not finite.
+    """
+    own = [(space.format(path), loss.item()) for path, loss in report.losses]
+    found, totals, factors = zip(
+        *processes.gathered((own, report.total.item(), report.lr)), strict=True
+    )
+    if processes.own_paths:
+        losses = [loss for of_one in found for loss in of_one]
+    else:
+        losses = [
+            (of_all[0][0], _mean([value for _, value in of_all]))
+            for of_all in zip(*found, strict=True)
+        ]
+    paths = [(f"path {arch}", value) for arch, value in losses]
+    for where, value in [*paths, (f"rule {rule}", _mean(totals))]:
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"loss is {value} at step {step} on {where}; lower --lr (another --out)"
+            )
+    return losses, _mean(totals), _mean(factors)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

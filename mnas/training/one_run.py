@@ -7,12 +7,14 @@ import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mnas.errors import Failure, user_input, writing
 from mnas.training import runtime
+from mnas.training.processes import ALONE, LostError, Processes
+from mnas.training.progress import Interruption
 from mnas.training.saved import open_run, resume_command
 
 if TYPE_CHECKING:  # as in common.py
@@ -73,9 +75,15 @@ def load(config: dict[str, Any], data_root: Path) -> Data:
 _load = functools.lru_cache(maxsize=1)(runtime.load_data)
 
 
-def train(run: Run, report: Report, data_root: Path, checkpoint_every: int) -> None:
-    """Train to the end, then read the test set once and write the summary. Raises Failure, also
-    when stopped."""
+def train(
+    run: Run,
+    report: Report,
+    data_root: Path,
+    checkpoint_every: int,
+    processes: Processes = ALONE,
+) -> None:
+    """Train to the end, then read the test set once and write the summary. processes: the others
+    `follow`. Raises Failure, also when stopped."""
     from mnas.storage.strict_json import FolderError
     from mnas.training.run_directory import RunDirectory
 
@@ -84,7 +92,9 @@ def train(run: Run, report: Report, data_root: Path, checkpoint_every: int) -> N
     runtime.configure_runtime(run.config["threads"], run.config["keep_memory"])
     directory, data = RunDirectory(run.path), load(run.config, data_root)
     with user_input(FolderError), locked(directory, run.config, data):
-        _train(run, directory, data, report, checkpoint_every)
+        state = directory.load()
+        processes.of_first(_Job(run.config, data_root, checkpoint_every, data.found, state))
+        _train(run, directory, data, report, checkpoint_every, processes, state)
 
 
 @contextlib.contextmanager
@@ -111,21 +121,87 @@ def locked(directory: RunDirectory, config: dict[str, Any], data: Data) -> Itera
         yield
 
 
-def _train(
-    run: Run, directory: RunDirectory, data: Data, report: Report, checkpoint_every: int
-) -> None:
-    from mnas.training.trainer import DivergedError
+class _Job(NamedTuple):
+    """What the first process tells the others. found: of the data. state: the last checkpoint."""
 
+    config: dict[str, Any]
+    data_root: Path
+    checkpoint_every: int
+    found: dict[str, Any]
+    state: dict[str, Any] | None
+
+
+def follow(processes: Processes) -> None:
+    """The run of the first process, in one of the others, which computes the same and neither
+    writes nor speaks. Raises Failure for what is its own, SystemExit where the first one says why,
+    and LostError."""
+    try:
+        job: _Job | None = processes.of_first()
+    except LostError:  # the first one has said why
+        raise SystemExit(1) from None
+    if job is None:
+        return
+    runtime.configure_runtime(job.config["threads"], job.config["keep_memory"])
+    with Interruption() as interruption:
+        data = load(job.config, job.data_root)
+        if data.found != job.found:
+            raise Failure(f"process {processes.rank} has other data than process 0", 2)
+        trainer = trainer_of(job.config, data, processes)
+        if job.state is not None:
+            trainer.load_state_dict(job.state["trainer"])
+        try:
+            _to_the_end(
+                trainer,
+                lambda *_, **__: interruption.signal,
+                trainer.state_dict,
+                job.checkpoint_every,
+                processes,
+            )
+        except Failure as failure:
+            raise SystemExit(failure.status) from failure
+        processes.of_first()  # the first one has tested
+
+
+def _train(
+    run: Run,
+    directory: RunDirectory,
+    data: Data,
+    report: Report,
+    checkpoint_every: int,
+    processes: Processes,
+    state: dict[str, Any] | None,
+) -> None:
     with user_input():
-        trainer = trainer_of(run.config, data)
+        trainer = trainer_of(run.config, data, processes)
     report = functools.partial(report, run.name)
-    begun = time.monotonic() - _restore(directory, trainer, report)
+    begun = time.monotonic() - _restore(directory, state, trainer, report)
 
     def save() -> None:
         with writing(directory.path):
             weights = {run.config.get("arch") or "supernet": trainer.module.state_dict()}
             state = {"trainer": trainer.state_dict(), "weights": weights}
             directory.save(state, trainer.rows, time.monotonic() - begun)
+
+    how = resume_command(run.path)
+    _to_the_end(trainer, report, save, checkpoint_every, processes, how)
+    seconds = time.monotonic() - begun
+    summary = {**identity(run.config), "train_seconds": round(seconds, 2), "steps": trainer.step}
+    summary["paths"] = _results(trainer, data)
+    with writing(directory.path):
+        directory.finish(summary, trainer.rows, seconds)
+    processes.of_first()
+
+
+def _to_the_end(
+    trainer: Trainer,
+    report: Report,
+    save: Callable[[], Any],
+    checkpoint_every: int,
+    processes: Processes,
+    how: str = "",
+) -> None:
+    """Every step that is left, with checkpoints. how: to continue. Raises Failure when stopped."""
+    from mnas.training.trainer import DivergedError
 
     while not trainer.finished:
         try:
@@ -135,21 +211,14 @@ def _train(
         due = trainer.due
         line = _epoch_line(trainer) if due else None
         number = report(step=trainer.step, total=trainer.total_steps, loss=loss)
+        number = max(processes.gathered(number))  # all stop after the same step
         if due or trainer.step % checkpoint_every == 0 or number:
             save()
         if line is not None:  # once what it says is safe
             report(line)
         if number and not trainer.finished:
-            at, how = (
-                f"stopped at step {trainer.step} of {trainer.total_steps}",
-                resume_command(run.path),
-            )
+            at = f"stopped at step {trainer.step} of {trainer.total_steps}"
             raise Failure(f"{at}; continue with {how}", status=128 + number)
-    seconds = time.monotonic() - begun
-    summary = {**identity(run.config), "train_seconds": round(seconds, 2), "steps": trainer.step}
-    summary["paths"] = _results(trainer, data)
-    with writing(directory.path):
-        directory.finish(summary, trainer.rows, seconds)
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
@@ -164,12 +233,14 @@ def space_of(config: dict[str, Any]) -> SearchSpace:
     return spaces.get(config["space"], config.get("resolution"))
 
 
-def trainer_of(config: dict[str, Any], data: Data) -> Trainer:
-    """What trains the run of these settings, at its beginning."""
+def trainer_of(config: dict[str, Any], data: Data, processes: Processes = ALONE) -> Trainer:
+    """What trains the run of these settings, at its beginning. processes: that share each batch."""
     from mnas.training.trainer import Recipe, scratch_trainer, supernet_trainer
 
     space = space_of(config)
     rule = {"rule": config.get("rule", "single_path"), "rule_options": rule_options(config, data)}
+    own_paths = bool(config.get("paths_per_rank"))
+    rule["processes"] = replace(processes, own_paths=own_paths)
     recipe = Recipe(**{key: config[key] for key in RECIPE if key in config})
     if config["mode"] == "supernet":
         options = {key: config[key] for key in OWN["supernet"] if key != "epochs"}
@@ -246,11 +317,12 @@ def exported(run: Path, space: str, arch: str) -> dict[str, Any]:
     return compact(finished.network(arch)).state_dict()
 
 
-def _restore(directory: RunDirectory, trainer: Trainer, report: Report) -> float:
+def _restore(
+    directory: RunDirectory, state: dict[str, Any] | None, trainer: Trainer, report: Report
+) -> float:
     """Bring the trainer to the last checkpoint; returns the seconds that it took to get there."""
     import torch
 
-    state = directory.load()
     if state is None:
         return 0.0
     try:

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 from mnas.errors import Failure, user_input
 from mnas.training import one_run, progress
 from mnas.training.one_run import Report, Run
+from mnas.training.processes import ALONE, LostError, Processes
 from mnas.training.progress import Progress
+from mnas.training.saved import resume_command
 
 if TYPE_CHECKING:
     from mnas.training.run_directory import RunDirectory
@@ -31,11 +33,16 @@ Ended = Iterator[tuple[str, "Failure | None"]]  # runs by name, as they end
 
 
 def train(
-    runs: list[Run], jobs: int, data_root: Path, checkpoint_every: int
+    runs: list[Run],
+    jobs: int,
+    data_root: Path,
+    checkpoint_every: int,
+    processes: Processes = ALONE,
 ) -> list[dict[str, Any] | Failure]:
     """Every run from where its directory stands to its end; one that fails does not end the others.
 
-    jobs: how many at a time. Returns, in the order of the runs, the summary or why there is none.
+    jobs: how many at a time. processes: that train the one run together. Returns, in the order of
+    the runs, the summary or why there is none.
     """
     from mnas.training.run_directory import RunDirectory
 
@@ -48,7 +55,7 @@ def train(
             ended = _in_children(pending, jobs, shown, data_root, checkpoint_every)
         else:
             ended = (
-                (run.name, attempt(run, shown.report, data_root, checkpoint_every))
+                (run.name, attempt(run, shown.report, data_root, checkpoint_every, processes))
                 for run in pending
             )
         with shown.bar, contextlib.closing(ended):
@@ -103,12 +110,20 @@ def check(runs: list[Run], outcomes: list[dict[str, Any] | Failure], how: str) -
     raise Failure(f"{', '.join(parts)}; continue with {how}", status if status > 128 else 1)
 
 
-def attempt(run: Run, report: Report, data_root: Path, checkpoint_every: int) -> Failure | None:
+def attempt(
+    run: Run,
+    report: Report,
+    data_root: Path,
+    checkpoint_every: int,
+    processes: Processes = ALONE,
+) -> Failure | None:
     """Train; what goes wrong is returned, so that other runs go on."""
     try:
-        one_run.train(run, report, data_root, checkpoint_every)
+        one_run.train(run, report, data_root, checkpoint_every, processes)
     except Failure as failure:
         return failure
+    except LostError as error:
+        return Failure(f"{error}; continue with {resume_command(run.path)} under torchrun")
     except Exception as error:  # no memory left, or a mistake of ours: the other runs go on
         traceback.print_exc()
         return Failure(f"{type(error).__name__}: {error}")

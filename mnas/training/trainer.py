@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,18 +17,16 @@ from mnas.networks.export import standalone
 from mnas.space.sampler import SAMPLERS, FixedSampler, Sampler
 from mnas.space.search_space import Path, SearchSpace
 from mnas.space.supernet import Supernet
-from mnas.training.checks import check_splits, check_state, checked_paths
+from mnas.training.checks import DivergedError, agreed, check_splits, check_state, checked_paths
 from mnas.training.data import AUGMENT, Split
+from mnas.training.processes import ALONE, Processes, state_of
 from mnas.training.recipe import Recipe, one_of, setting
 from mnas.training.registry import RULES, Bound, bound
 from mnas.training.rules import Report, Step
 
+__all__ = ["DivergedError", "Recipe", "Trainer", "scratch_trainer", "supernet_trainer"]
 WATCHED = 16  # networks of a larger space that are validated and tested: as many, drawn by the seed
 BN_IMAGES = 2_000  # the first training images, for recalibrated statistics
-
-
-class DivergedError(ArithmeticError):
-    """The loss became NaN or infinite."""
 
 
 class Trainer:
@@ -38,7 +35,11 @@ class Trainer:
     forward: logits of a batch along a path. score: the scores of the networks to watch, by
     architecture, on the images of a split. rule: which paths a step runs, and what it learns from
     them. The state between two steps is complete: a loaded copy continues bit for bit. The module
-    is where the splits are, on any device; shuffling and sampling draw on the CPU.
+    is where the splits are, on any device; shuffling and sampling draw on the CPU. processes: those
+    that share every batch; each makes a trainer with the same arguments, and calls the same methods
+    at the same time.
+
+    Raises ValueError for a batch that the processes cannot share equally.
     """
 
     def __init__(
@@ -54,12 +55,19 @@ class Trainer:
         recipe: Recipe,
         shuffle_seed: int,
         rule: Bound | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.rule = rule or bound("single_path", space)
         self.space, self.module, self.optimizer, self.sampler = space, module, optimizer, sampler
         self.forward, self.score, self.train, self.validation = forward, score, train, validation
-        self.recipe = recipe
+        self.recipe, self.processes = recipe, processes
         self.batch_size = min(recipe.batch_size, len(train))
+        if self.batch_size % processes.world:
+            raise ValueError(
+                f"batch_size={self.batch_size} for {processes.world} processes; expected a "
+                "multiple, of which each gets the same share"
+            )
+        processes.equal(state_of(module))
         self.steps_per_epoch = (
             len(train) // self.batch_size
         )  # the rest of an epoch's shuffle is left out
@@ -112,8 +120,8 @@ class Trainer:
         report = self.rule(
             Step(
                 self.module,
-                images,
-                self.train.labels[batch],
+                self.processes.share(images),
+                self.processes.share(self.train.labels[batch]),
                 self.sampler,
                 F.cross_entropy,
                 self.step / self.total_steps,
@@ -121,8 +129,12 @@ class Trainer:
                 self.recipe.precision == "bf16",
             )
         )
-        losses = self._finite(report)
-        with report.scaled(self.optimizer):
+        losses, total, lr = agreed(
+            report, self.space, self.processes, self.rule.name, self.step + 1
+        )
+        self.processes.average(p for g in self.optimizer.param_groups for p in g["params"])
+        self.processes.equal(self.module.buffers())  # as DistributedDataParallel does
+        with report._replace(lr=lr).scaled(self.optimizer):
             self.optimizer.step()
         self.scheduler.step()
         self.step += 1
@@ -132,27 +144,21 @@ class Trainer:
         if self.due:
             self._end_epoch()
         if not losses:
-            return report.total.item()
+            return total
         return sum(value for _, value in losses) / len(losses)
 
-    def _finite(self, report: Report) -> list[tuple[str, float]]:
-        """The losses of a step by architecture."""
-        losses = [(self.space.format(path), loss.item()) for path, loss in report.losses]
-        paths = [(f"path {arch}", value) for arch, value in losses]
-        for where, value in [*paths, (f"rule {self.rule.name}", report.total.item())]:
-            if not math.isfinite(value):
-                raise DivergedError(
-                    f"loss is {value} at step {self.step + 1} on {where}; lower --lr (another "
-                    "--out)"
-                )
-        return losses
+    @property
+    def _paths(self) -> int | None:
+        """As many are trained in a step, by all processes together; None if that is unknown."""
+        each = self.rule.paths
+        return each and each * (self.processes.world if self.processes.own_paths else 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "weights": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "sampler": self.sampler.state_dict(),
+            "sampler": self._samplers(),
             "epoch_start": self._epoch_start,
             "random": torch.get_rng_state(),
             **({"random_cuda": torch.cuda.get_rng_state()} if self._on_gpu else {}),
@@ -165,6 +171,13 @@ class Trainer:
             "updates_before": self._updates_before,
         }
 
+    def _samplers(self) -> dict[str, Any]:
+        """The state of the sampler; of several by the process that draws from it."""
+        own = self.sampler.state_dict()
+        if not self.processes.own_paths:
+            return own
+        return {str(rank): state for rank, state in enumerate(self.processes.gathered(own))}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where the state was taken. The trainer must have been made with the same
         arguments.
@@ -173,7 +186,7 @@ class Trainer:
         """
         before = copy.deepcopy(self.state_dict())
         try:
-            check_state(state, self.state_dict(), self.rule.paths)
+            check_state(state, self.state_dict(), self._paths)
             self._load(state)
         except Exception as error:  # whatever torch, a sampler or a damaged value raise
             self._load(before)
@@ -186,7 +199,9 @@ class Trainer:
         self.module.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.sampler.load_state_dict(state["sampler"])
+        own = self.processes.own_paths
+        sampler = state["sampler"][str(self.processes.rank)] if own else state["sampler"]
+        self.sampler.load_state_dict(sampler)
         self.step, self.rows = state["step"], list(state["rows"])
         self._loss_sums = dict(state["loss_sums"])
         self._updates, self._updates_before = dict(state["updates"]), dict(state["updates_before"])
@@ -207,7 +222,8 @@ class Trainer:
             self._epoch_start = self._shuffler.get_state()
         if self.epoch % self.recipe.validate_every and not self.finished:
             return
-        for arch, score in self.score(self.validation).items():
+        scores = self.score(self.validation) if self.processes.first else None
+        for arch, score in self.processes.of_first(scores).items():
             steps = self._updates.get(arch, 0) - self._updates_before.get(arch, 0)
             self.rows.append(
                 {
@@ -236,6 +252,7 @@ def supernet_trainer(
     watched: list[Path] | None = None,
     rule: str | Callable[[Step], Report] = "single_path",
     rule_options: Mapping[str, Any] | None = None,
+    processes: Processes = ALONE,
 ) -> Trainer:
     """One-shot training: by default a path is sampled for each step, and only what it uses is
     updated.
@@ -245,7 +262,7 @@ def supernet_trainer(
     policy: of the MaskedOptimizer; under "torch", stock momentum and decay go on in what a step
     does not use. watched: the networks to score; by default all, or 16 of a larger space. rule: a
     name (`mnas.training.registry.RULES`), or a function of a `Step` of your own. rule_options: of a
-    named one.
+    named one. processes: that share each batch.
 
     Raises ValueError for arguments that do not fit.
     """
@@ -271,10 +288,11 @@ def supernet_trainer(
         scores = evaluate_paths(net, watched, split.images, split.labels, bn_images=bn_images)
         return dict(zip(map(space.format, watched), scores, strict=True))
 
+    if processes.own_paths and not processes.first:
+        sampler_seed = _seeds(seed, processes.rank)[1]
     paths = SAMPLERS[sampler](space, sampler_seed)
-    return Trainer(
-        space, net, optimizer, paths, net, score, train, validation, recipe, shuffle_seed, rule
-    )
+    splits, last = (train, validation), (recipe, shuffle_seed, rule, processes)
+    return Trainer(space, net, optimizer, paths, net, score, *splits, *last)
 
 
 def scratch_trainer(
@@ -287,11 +305,12 @@ def scratch_trainer(
     start: dict[str, Tensor] | None = None,
     rule: str | Callable[[Step], Report] = "single_path",
     rule_options: Mapping[str, Any] | None = None,
+    processes: Processes = ALONE,
 ) -> Trainer:
     """One network of the space by itself, with the stock optimizer: no mnas in the loop.
 
     start: the state dict that it begins with, as that of an exported network; by default a random
-    start. rule: as of `supernet_trainer`, of those that train one path.
+    start. rule: as of `supernet_trainer`, of those that train one path. processes: as there.
 
     Raises ValueError for arguments that do not fit.
     """
@@ -318,10 +337,8 @@ def scratch_trainer(
         return network(x)
 
     sampler = FixedSampler(path)
-    splits = train, validation
-    return Trainer(
-        space, network, optimizer, sampler, forward, score, *splits, recipe, shuffle_seed, rule
-    )
+    splits, last = (train, validation), (recipe, shuffle_seed, rule, processes)
+    return Trainer(space, network, optimizer, sampler, forward, score, *splits, *last)
 
 
 def _draw(space: SearchSpace, number: int, seed: int) -> list[Path]:
@@ -333,10 +350,13 @@ def _draw(space: SearchSpace, number: int, seed: int) -> list[Path]:
     return sorted(paths)
 
 
-def _seeds(seed: int) -> list[int]:
-    """Independent seeds for the random start, the sampler and the shuffling."""
+def _seeds(seed: int, rank: int = 0) -> list[int]:
+    """Independent seeds for the random start, the sampler and the shuffling. rank: another process,
+    for a sampler of its own."""
     seed = setting("seed", seed, int, "a whole number, 0 or above", lambda v: v >= 0)
-    return [int(s) for s in np.random.SeedSequence(seed).generate_state(3)]
+    return [
+        int(s) for s in np.random.SeedSequence([seed, rank] if rank else seed).generate_state(3)
+    ]
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:
