@@ -1,7 +1,7 @@
 """Measure merged networks against separate modules, and bring the tables and figures of
 docs/benchmarks.md up to date.
 
-- `python tools/benchmark.py`: about 20 minutes on 2 cores
+- `python tools/benchmark.py`: about 25 minutes on 2 cores
 - `python tools/benchmark.py --quick`: under a minute, into results/benchmarks-quick; the page stays
 - `python tools/benchmark.py --redraw`: the page from the rows that are there, without measuring
 
@@ -13,6 +13,7 @@ The parts:
 - mixture: all kernels of a layer in one convolution against each by itself
 - settings: what each runtime setting brings
 - sweep: networks from scratch in two processes against one after the other
+- rules: a step of each training rule in steps of a single path
 
 What is compared runs in one
 interleaved run, in random order; ratios are taken within a round. Rows go to OUT/*.jsonl. The same
@@ -34,7 +35,7 @@ from mnas.errors import Failure
 from mnas.studies.pages import check_page, publish, record, recorded
 from mnas.training import runtime
 
-PARTS = ("step", "scaling", "evaluate", "mixture", "settings", "sweep")
+PARTS = ("step", "scaling", "evaluate", "mixture", "settings", "sweep", "rules")
 QUIET = {
     "KINETO_LOG_LEVEL": "6",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -44,7 +45,9 @@ QUIET = {
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    only: Literal["step", "scaling", "evaluate", "mixture", "settings", "sweep"] | None = None
+    only: Literal["step", "scaling", "evaluate", "mixture", "settings", "sweep", "rules"] | None = (
+        None
+    )
     "Measure one suite. [default: all]"
     quick: Annotated[bool, Parameter(negative=())] = False
     "Few rounds and cases, into results/benchmarks-quick; leaves the page alone."
@@ -95,12 +98,14 @@ def measure(part: str, options: Options, out: Path) -> None:
     import torch
     from tqdm import tqdm
 
+    from benchmarks.rules import rules
     from benchmarks.suites import SUITES
 
+    suites = {**SUITES, "rules": rules}
     runtime.configure_runtime(options.threads or runtime.default_threads())
     torch.manual_seed(options.seed)
     chooser = random.Random(options.seed)
-    cases = tqdm(SUITES[part](options.quick), desc=part, unit="case", disable=None)
+    cases = tqdm(suites[part](options.quick), desc=part, unit="case", disable=None)
     rows = [row for case in cases for row in case.rows(chooser)]
     record(
         out, part, rows, suite=part, quick=options.quick, seed=options.seed, seconds_are="wall time"

@@ -25,7 +25,7 @@ def ratios(rows: list[Row], by: str, to: str) -> list[float]:
     """Seconds of one side over those of another, round by round and case by case."""
 
     def case(row: Row) -> tuple[Any, ...]:
-        return tuple(row.get(key) for key in ("space", "arch", "batch", "round"))
+        return tuple(row.get(key) for key in ("space", "arch", "batch", "random_paths", "round"))
 
     base = {case(row): sum(row["seconds"]) for row in rows if row["by"] == to}
     return [sum(row["seconds"]) / base[case(row)] for row in rows if row["by"] == by]
@@ -238,6 +238,29 @@ def sweep_table(rows: list[Row]) -> str:
     return markdown(sorted(body), ["networks of mil4", "seconds", "two processes to this"])
 
 
+def rules_table(rows: list[Row]) -> str:
+    """Steps of a rule in steps of a single path, and for each of its paths; a sandwich with shared
+    prefixes against one without, beside the ratio of their multiply-accumulates."""
+    body = []
+    for (space, batch, sides), here in groups(rows, "space", "batch", "sides").items():
+        given = [{"random_paths": 0, **row} for row in here]
+        for (by, number), of_side in sorted(groups(given, "by", "random_paths").items()):
+            if by in ("single_path", "sandwich apart"):
+                continue
+            line = [space, str(batch), by]
+            if sides == "rules":
+                costs, paths = ratios(here, by, "single_path"), of_side[0]["paths"]
+                each = spread([cost / paths for cost in costs]) if paths else "–"
+                body.append([*line, str(paths or "all"), spread(costs), each, "–", "–"])
+            else:
+                alike = [row for row in given if row["random_paths"] == number]
+                found = spread(ratios(alike, by, "sandwich apart"))
+                analytic = f"{of_side[0]['analytic']:.2f}"
+                body.append([*line, str(2 + number), "–", "–", found, analytic])
+    headers = ["space", "batch", "rule", "paths", "single-path steps", "for each path"]
+    return markdown(body, [*headers, "shared / not shared", "analytic"])
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "step": step_table,
     "scaling": scaling_table,
@@ -245,6 +268,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "mixture": mixture_table,
     "settings": settings_table,
     "sweep": sweep_table,
+    "rules": rules_table,
 }
 FIGURES: dict[str, Callable[[list[Row], Path], None]] = {
     "step": step_figure,

@@ -3,6 +3,7 @@ accuracy of their networks, train the same networks from scratch, compare, and w
 
 - `mnas study`: one seed of mil4 on MNIST, about two minutes on 2 cores
 - `mnas study --seeds 10 --variants`: ten seeds, and what the analyses compare with
+- `mnas study --seeds 3 --rules fair sandwich`: training rules beside each other
 
 Finished runs are kept: the same command continues a study that was stopped, tries again what
 failed, and adds seeds if it asks for more. OUT gets rows.jsonl, one network and run a line, the
@@ -20,9 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from mnas.commands.options import Count, Device, Seed, UserPath, list_spaces
+from mnas.commands.options import Count, Device, Positive, Seed, UserPath, list_spaces
 from mnas.errors import Failure, user_input, writing
-from mnas.studies.results import FIRST_SCRATCH_SEED, TooEarly, study_folder
+from mnas.studies.plans import FINE_TUNING, RECIPES, Plan, of_rules, step_costs
+from mnas.studies.results import Study, TooEarly, study_folder
 from mnas.training import runtime
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from mnas.training.data import Data
     from mnas.training.one_run import Run
 
-Settings = dict[str, Any]
 Row = dict[str, Any]
 
 
@@ -50,6 +51,14 @@ class Options:
     variants: Annotated[bool, Parameter(negative=())] = False
     """Also train what the further analyses compare: budgets, samplers, stock optimizer, cheap
     estimates, fine-tuning."""
+    rules: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = ()
+    """Training rules to compare with the supernet of one path a step, at equal seconds: names, with
+    =COST where a step costs other than measured (docs/method.md)."""
+    epochs: Positive | None = None
+    "Epochs of the supernet; arms of rules have less by what a step costs. [default: the recipe's]"
+    truth: UserPath | None = None
+    """A finished study of the same networks and data, whose runs from scratch are compared with;
+    none is trained."""
     networks: Count = 16
     "Networks to compare, drawn by --seed, if the space has more."
     seed: Seed = 0
@@ -76,68 +85,25 @@ ABOUT = (
     "recipe",
     "seeds",
     "variants",
+    "rules",
+    "epochs",
     "networks",
     "seed",
     "limit_train",
     "limit_test",
 )
 
-# Chosen on validation accuracy of single seeds; docs/method.md.
-MIL9: Settings = {"batch_size": 64, "lr": 0.15, "precision": "bf16"}
-MIL9_SUPERNET = MIL9 | {"epochs": 15, "sampler": "fair"}
-RECIPES: dict[tuple[str, str], dict[str, Settings]] = {
-    ("mil4", "short"): {"supernet": {"epochs": 4}, "scratch": {"epochs": 2}},
-    ("mil4", "long"): {
-        "supernet": {"epochs": 20, "augment": "shift", "precision": "bf16", "validate_every": 5},
-        "scratch": {"epochs": 10, "augment": "shift", "precision": "bf16", "validate_every": 5},
-    },
-    ("mil9", "short"): {"supernet": MIL9_SUPERNET, "scratch": MIL9 | {"epochs": 2}},
-    # The same supernet, and a truth for which two epochs may have been too short.
-    ("mil9", "long"): {
-        "supernet": MIL9_SUPERNET,
-        "scratch": MIL9 | {"epochs": 8, "validate_every": 4},
-    },
-}
-FINE_TUNING = {"lr": 0.01}
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """An arm of the study: one way of training, on several seeds. kind: "supernet" or "scratch".
-    config: settings of tools/train.py. after: the supernet arm whose networks it begins with."""
-
-    name: str
-    kind: str
-    config: Settings
-    after: str | None = None
-
-    def runs(self, root: Path, archs: list[str], seeds: int) -> list[Run]:
-        from mnas.training.one_run import Run
-
-        found = []
-        for seed in range(seeds):
-            config = {**self.config, "mode": self.kind, "seed": seed}
-            if self.kind == "supernet":
-                config["watched"] = archs
-                found.append(
-                    Run(root / self.name / f"seed{seed}", config, f"{self.name} seed {seed}")
-                )
-                continue
-            if self.after:
-                config["start"] = str(root / self.after / f"seed{seed}")
-            config["seed"] += FIRST_SCRATCH_SEED
-            for arch in archs:
-                path = root / self.name / f"{arch}-seed{config['seed']}"
-                found.append(
-                    Run(path, {**config, "arch": arch}, f"{self.name} {arch} seed {config['seed']}")
-                )
-        return found
-
 
 def arms(
-    options: Options, images: int, networks: int, threads: int, device: str = "cpu"
+    options: Options,
+    images: int,
+    networks: int,
+    threads: int,
+    costs: dict[str, float] | None = None,
+    device: str = "cpu",
 ) -> list[Plan]:
-    """The two that every study has, and the variants of the further analyses."""
+    """The two that every study has, without runs from scratch if they are another's, the variants
+    of the further analyses, and rules, by the costs of their steps."""
     from mnas.training.one_run import DEFAULTS
 
     recipe = RECIPES.get((options.space, options.recipe), RECIPES["mil4", options.recipe])
@@ -147,7 +113,12 @@ def arms(
     supernet, scratch = (
         {**DEFAULTS[kind], **given, **recipe[kind]} for kind in ("supernet", "scratch")
     )
-    found = [Plan("supernet", "supernet", supernet), Plan("scratch", "scratch", scratch)]
+    if options.epochs:
+        supernet["epochs"] = options.epochs
+    found = [Plan("supernet", "supernet", supernet)]
+    if not options.truth:
+        found.append(Plan("scratch", "scratch", scratch))
+    found += of_rules(costs or {}, supernet)
     if options.variants:
         other = {"uniform": "fair", "fair": "uniform"}[supernet["sampler"]]
         eighth = {**scratch, "epochs": scratch["epochs"] / 8}
@@ -195,12 +166,14 @@ def main(options: Options | None = None) -> None:
             options.space,
             options.dataset.split("-")[0],
             *(["long"] if options.recipe == "long" else []),
+            *(["rules"] if options.rules else []),
         ]
     )
     out = options.out or Path("results") / f"{name}_n{options.seeds}"
     root = options.runs or Path("runs") / name
     with user_input():
         space = spaces.get(options.space)
+        costs = step_costs(options.rules, space)
     archs = networks(space, options)
     if len(archs) < 2:
         raise Failure(
@@ -214,7 +187,8 @@ def main(options: Options | None = None) -> None:
         space.check_images(data.train.images, options.dataset)
     for flag, path in (("--out", out), ("--runs", root)):
         _check_writable(flag, path)
-    planned = arms(options, len(data.train), len(archs), threads, device)
+    truth = reference(options, archs) if options.truth else None
+    planned = arms(options, len(data.train), len(archs), threads, costs, device)
     runs = {arm: arm.runs(root, archs, options.seeds) for arm in planned}
     try:  # before anything is trained: no run of other settings counts
         for run in (run for of_arm in runs.values() for run in of_arm):
@@ -230,7 +204,26 @@ def main(options: Options | None = None) -> None:
     )
 
     with user_input(FolderError), _own(out), _own(root):
-        _study(options, planned, runs, data, out, root, jobs, drawn=space.size > options.networks)
+        drawn = space.size > options.networks
+        _study(options, planned, runs, data, out, root, jobs, drawn, truth)
+
+
+def reference(options: Options, archs: list[str]) -> Study:
+    """The study of --truth. Raises Failure where its runs from scratch are not those of the same
+    networks and data."""
+    study = Study(options.truth)
+    wanted = {k: getattr(options, k) for k in ("space", "dataset", "limit_train", "limit_test")}
+    for key, value in wanted.items():
+        if study.about[key] != value:
+            flag = "--" + key.replace("_", "-")
+            raise Failure(f"--truth {options.truth} has {flag} {study.about[key]}, not {value}", 2)
+    if set(study.archs) != set(archs):
+        raise Failure(
+            f"--truth {options.truth} compares other networks than these {len(archs)}; expected "
+            "the same --networks and --seed",
+            2,
+        )
+    return study
 
 
 @contextlib.contextmanager
@@ -252,6 +245,7 @@ def _study(
     root: Path,
     jobs: int,
     drawn: bool,
+    truth: Study | None = None,
 ) -> None:
     """Train what has not been, and write rows and report."""
     from mnas.commands import report
@@ -271,7 +265,10 @@ def _study(
         from mnas.studies import drift
 
         rows["drift"] = drift.kept(root, planned[0].config, data, min(3, options.seeds))
-    record(out, options, runs, rows, failed, drawn, len(data.test))
+    if truth:
+        rows["rows"] += truth.arms["scratch"].rows
+        rows["curves"] += [row for row in truth.curves if row["kind"] == "scratch"]
+    record(out, options, runs, rows, failed, drawn, len(data.test), truth)
     began = [run for of_arm in runs.values() for run in of_arm if run.path in outcomes]
     try:
         print(report.write(out))
@@ -352,6 +349,7 @@ def record(
     failed: list[Row],
     drawn: bool,
     test_images: int,
+    truth: Study | None = None,
 ) -> None:
     """A file of rows each, none of an earlier study left; study.json says how they were made and
     what failed."""
@@ -359,7 +357,10 @@ def record(
     from mnas.training.run_directory import RunDirectory, environment
 
     about = {key: getattr(options, key) for key in ABOUT}
-    arms = {arm.name: {**arm.config, "after": arm.after} for arm in runs}
+    about |= {"rules": list(options.rules), "truth": str(truth.path) if truth else None}
+    arms = {arm.name: arm.about for arm in runs}
+    if truth:
+        arms["scratch"] = truth.about["arms"]["scratch"]
     first = RunDirectory(next(iter(runs.values()))[0].path)
     trained_in = first.environment() if first.finished else environment()
     about |= {

@@ -164,9 +164,11 @@ class FailedRun(Struct, forbid_unknown_fields=True):
 
 
 class Variant(Struct):
-    """How an arm is trained, as far as reports ask. after: the arm that it begins with."""
+    """How an arm is trained, as far as reports ask. after: the arm that it begins with. step_cost:
+    of a step, in steps of a single path."""
 
     after: Name | None
+    step_cost: Positive = 1.0
 
 
 class Machine(Struct):
@@ -185,6 +187,9 @@ class AboutStudy(Struct, kw_only=True):
     recipe: Name
     seeds: Count
     variants: bool
+    rules: list[Name] = []
+    epochs: Positive | None = None
+    truth: Name | None = None
     networks: Count
     seed: Seed
     limit_train: Count | None

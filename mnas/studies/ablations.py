@@ -1,4 +1,5 @@
-"""Arms of a study beside each other: budgets, samplers, the stock optimizer, fine-tuning."""
+"""Arms of a study beside each other: budgets, samplers, the stock optimizer, fine-tuning, training
+rules."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ from mnas.studies import statistics
 from mnas.studies.pages import markdown, shown
 from mnas.studies.plotting import MARKERS, bars, error_axis, figure
 from mnas.studies.results import FIRST_SCRATCH_SEED
+
+RULES = ("fair", "sandwich", "path_dropout", "ranked", "dynamic")
 
 if TYPE_CHECKING:
     from mnas.studies.results import Arm, Study, Summary
@@ -70,6 +73,16 @@ SECTIONS = (
             ("fine-tuned", "scratch-eighth-of-epochs"),
             ("fine-tuned", "scratch"),
         ),
+    ),
+    Section(
+        "rules",
+        "Training rules at equal seconds",
+        "`supernet` trains a single path a step. The epochs of another rule are fewer by what its "
+        "step costs in such steps (`step_cost` in `study.json`), measured beforehand: no clock "
+        "decides, so that the rows can be made again. Seconds are what a run took, with its "
+        "validations.",
+        ("supernet", *(f"rule-{rule}" for rule in RULES)),
+        tuple((f"rule-{rule}", "supernet") for rule in RULES),
     ),
 )
 
@@ -130,6 +143,18 @@ def _taus(study: Study, arm: Arm) -> Any:
     return statistics.ceiling(arm.test)[0] if len(arm.seeds) > 1 else np.array([])
 
 
+def _regrets(study: Study, arm: Arm) -> Any:
+    """Points lost by the pick of each seed, made on validation; for a run from scratch by the mean
+    of the others."""
+    scratch = study.arms["scratch"]
+    if arm is not scratch:
+        return statistics.regret(arm.val, scratch.test.mean(0))
+    if len(arm.seeds) < 2:
+        return np.array([np.nan])
+    others = (arm.test.sum(0) - arm.test) / (len(arm.seeds) - 1)
+    return np.array([statistics.regret(*pair) for pair in zip(arm.val, others, strict=True)], float)
+
+
 def _table(study: Study, arms: list[Arm], found: Summary) -> str:
     taus = {e["name"]: shown(e["tau_mean"], *e["tau_ci"]) for e in found["estimators"]}
     body = []
@@ -141,6 +166,7 @@ def _table(study: Study, arms: list[Arm], found: Summary) -> str:
             str(study.failures(arm.name)),
             accuracy,
             taus.get(arm.name, "–"),
+            _shown_regret(statistics.interval(_regrets(study, arm))),
         ]
         body.append([*line, f"{arm.updates:,.0f}", f"{arm.images:,.0f}", f"{arm.seconds:.0f}"])
     headers = [
@@ -149,11 +175,17 @@ def _table(study: Study, arms: list[Arm], found: Summary) -> str:
         "failed runs",
         "mean test top-1, %",
         "tau",
+        "regret, points",
         "updates, all networks",
         "images",
         "seconds",
     ]
     return markdown(body, headers)
+
+
+def _shown_regret(found: Any) -> str:
+    """Nothing is better than the best."""
+    return "–" if np.isnan(found.mean) else shown(found.mean, max(found.low, 0), found.high, 3)
 
 
 def _difference(study: Study, first: Arm, second: Arm) -> list[str]:

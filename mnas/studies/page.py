@@ -140,6 +140,12 @@ def _command(study: Study) -> str:
         for name in ("train", "test")
         if (n := about[f"limit_{name}"]) is not None
     ]
+    if about.get("epochs"):
+        words.append(f"--epochs {about['epochs']}")
+    if about.get("rules"):
+        words.append(f"--rules {' '.join(about['rules'])}")
+    if about.get("truth"):
+        words.append(f"--truth {about['truth']}")
     if about["drawn"]:
         words.append(f"--networks {about['networks']} --seed {about['seed']}")
     return " ".join([*words, f"--out {study.path}"])

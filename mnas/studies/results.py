@@ -46,14 +46,17 @@ class Arm:
     rows: list[Row]
     short: list[int]
     "Seeds that lack a network: in the rows, not in the arrays."
+    step_cost: float = 1.0
+    "Of a step, in steps of a single path."
 
     @property
     def cost(self) -> float:
         """Multiply-accumulates of a ranking, forward passes of training alone: a supernet trains
-        one network a step."""
+        one network a step, or under another rule as much as its step costs."""
         of_seed = [row for row in self.rows if row["seed"] == self.seeds[0]]
         total = sum(row["macs"] * row["images"] for row in of_seed)
-        return total / len(of_seed) if of_seed[0]["kind"] == "supernet" else total
+        shared = of_seed[0]["kind"] == "supernet"
+        return self.step_cost * total / len(of_seed) if shared else total
 
     @property
     def seconds(self) -> float:
@@ -170,6 +173,7 @@ class Study:
             val,
             [row for row in rows if row["seed"] in seeds],
             sorted(set(found) - {*seeds}),
+            self.about["arms"][name].get("step_cost", 1.0),
         )
 
     def failures(self, arm: str) -> int:

@@ -101,6 +101,7 @@ def test_a_quick_run_writes_rows_and_leaves_the_page_alone(tmp_path):
         "mixture": 3 * 4,
         "settings": 4,
         "sweep": 3,
+        "rules": 7 * 3 + 2 * 3,
     }
     assert {file.stem for file in (tmp_path / "out").glob("*.jsonl")} == set(parts)
     for suite in parts:

@@ -6,8 +6,7 @@ import numpy as np
 from conftest import rows
 from running import ARCHS
 
-from mnas.commands import study
-from mnas.studies.results import study_folder
+from mnas.studies.results import FIRST_SCRATCH_SEED, study_folder
 
 
 def made_up(path, supernets=6, scratch=5, seed=0, variants=()):
@@ -23,7 +22,7 @@ def made_up(path, supernets=6, scratch=5, seed=0, variants=()):
     lines = {"rows": [], "variants": []}
     for name, (kind, number) in arms.items():
         for s in range(number):
-            s += study.FIRST_SCRATCH_SEED * (kind == "scratch")
+            s += FIRST_SCRATCH_SEED * (kind == "scratch")
             for i, arch in enumerate(ARCHS):
                 row = {
                     "kind": kind,

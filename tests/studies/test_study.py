@@ -3,19 +3,24 @@ belong."""
 
 import json
 import shutil
+import statistics
 from pathlib import Path
 
 import processes
 import pytest
 import torch
 from conftest import ROOT, rows
-from processes import tool
+from invented import numbers_of
+from processes import LOADED, tool
 from running import ARCHS, in_process
 
+import mnas
+from benchmarks.page import ratios
 from mnas.commands import study
 from mnas.errors import Failure
-from mnas.studies import drift
+from mnas.studies import drift, plans
 from mnas.training import data, one_run, runtime, sweep
+from mnas.training.registry import RULES
 from mnas.training.saved import open_run
 
 SHORT = ("--limit-train", 400, "--limit-test", 200, "--threads", 1, "--jobs", 1)
@@ -212,6 +217,107 @@ def test_variants_are_planned_as_the_method_says():
     ] * 4
     page = (ROOT / "docs" / "method.md").read_text()
     assert all(f"`{name}`" in page for name in arms if name not in ("scratch-eighth-of-data",))
+
+
+def test_rules_have_as_many_single_path_steps_as_the_supernet():
+    options = study.Options(space="mil9", seeds=2)
+    costs = plans.step_costs(["single_path", "fair=3", "sandwich=3.2"], mnas.spaces.mil9())
+    assert costs == {"single_path": 1, "fair": 3, "sandwich": 3.2}
+    supernet, _, fair, sandwich = study.arms(options, 55_000, 9, 1, costs)
+    assert (fair.name, sandwich.name) == ("rule-fair", "rule-sandwich")
+    for arm in (fair, sandwich):
+        assert arm.config["epochs"] * arm.step_cost == pytest.approx(15)
+        assert arm.about["step_cost"] == arm.step_cost
+        changed = {k for k, v in arm.config.items() if supernet.config.get(k) != v}
+        assert changed == {"rule", "epochs", *RULES[arm.config["rule"]].options}
+    short = study.Options(rules=("fair",), epochs=0.5, truth=Path("t"))
+    supernet, fair = study.arms(short, 55_000, 4, 1, {"fair": 2.0})
+    assert (supernet.config["epochs"], fair.config["epochs"]) == (0.5, 0.25)
+    assert (supernet.config["sampler"], fair.config["sampler"]) == ("uniform", "fair")
+    assert "step_cost" not in supernet.about
+
+
+def test_costs_of_steps_are_those_that_were_measured():
+    measured = rows(ROOT / "results" / "benchmarks" / "rules.jsonl")
+    page = (ROOT / "docs" / "training-rules.md").read_text()
+    lines = {line.split("|")[1].strip(" `"): line for line in page.splitlines() if "|" in line}
+    medians = {}
+    for space, costs in plans.STEP_COSTS.items():
+        here = [row for row in measured if (row["space"], row["sides"]) == (space, "rules")]
+        medians[space] = {
+            by: round(statistics.median(ratios(here, by, "single_path")), 2)
+            for by in {row["by"] for row in here}
+        }
+        assert costs == {by: medians[space][by] for by in costs}
+        assert {"fair", "sandwich", "path_dropout", "ranked", "dynamic"} == costs.keys()
+    for rule in RULES.keys() - {"single_path"}:
+        said = f"mil4 {medians['mil4'][rule]:.2f}, mil9 {medians['mil9'][rule]:.2f}"
+        assert said in lines[rule], (rule, said)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["faire"], "--rules faire is unknown; expected some of single_path, fair, sandwich"),
+        (["distilled=2"], "--rules distilled=2 is unknown"),
+        (["fair=-1"], "--rules fair=-1 has no cost of a step; expected a number above 0"),
+        (["fair=nan"], "--rules fair=nan has no cost"),
+        (["fair="], "--rules fair= has no cost"),
+        (["ranked"], "ranked costs in space plain was not measured; expected --rules ranked=COST"),
+    ],
+)
+def test_rules_without_a_cost_are_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        plans.step_costs(words, mnas.spaces.plain(candidates=2))
+
+
+def test_rules_are_compared_with_the_truth_of_another_study(done, tmp_path):
+    """A real study of four rules: steps by what one costs, and a line for each in the report."""
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    rules = ("single_path", "fair=2", "sandwich=4", "path_dropout=1.5")
+    given = ("--rules", *rules, "--epochs", 2, "--truth", done[0], "--seeds", 2, *SHORT)
+    made = tool("study", *given, "--out", out, "--runs", runs, validation=500)
+    assert (made.returncode, made.stderr) == (0, "")
+    found = [row for name in ("rows", "variants") for row in rows(out / f"{name}.jsonl")]
+    steps = {row.get("variant", row["kind"]): row["steps"] for row in found}
+    assert steps == {
+        "supernet": 6,
+        "scratch": 6,
+        "rule-fair": 3,
+        "rule-sandwich": 2,
+        "rule-path_dropout": 4,
+    }
+    truth = [row for row in rows(done[0] / "rows.jsonl") if row["kind"] == "scratch"]
+    assert [row for row in found if row["kind"] == "scratch"] == truth
+    assert not (runs / "scratch").exists()
+    page = (out / "README.md").read_text()
+    assert f"--epochs 2.0 --rules {' '.join(rules)} --truth {done[0]} --out" in page
+    table = page.split("## Training rules at equal seconds")[1].split("## ")[0]
+    lines = [line.split("|") for line in table.splitlines() if line.startswith("| rule-")]
+    assert len(lines) == 3 + 3  # an arm, and its difference from a single path
+    assert lines[0][1].strip() == "rule-fair"
+    of_arm = numbers_of(out, "rule-fair")
+    assert lines[0][4].strip().startswith(f"{of_arm.mean():.2f} [")
+    summary = json.loads((out / "summary.json").read_text())
+    compute = {line["name"]: line["compute"] for line in summary["estimators"]}
+    # three steps of two networks, six of one
+    assert compute["rule-fair"] == pytest.approx(compute["supernet"])
+
+
+def test_a_truth_of_something_else_is_refused(done, tmp_path, monkeypatch, capsys):
+    for given, message in [
+        (("--dataset", "kmnist"), "has --dataset mnist, not kmnist"),
+        (SHORT[2:], "has --limit-train 400, not None"),
+        ((*SHORT, "--networks", 3), "compares other networks than these 3"),
+        ((*SHORT, "--rules", "faire"), "--rules faire is unknown"),
+    ]:
+        monkeypatch.setattr(runtime, "load_data", lambda *_: LOADED)
+        status, _, error = in_process(
+            monkeypatch, capsys, "study", "--truth", done[0], *given, "--out", tmp_path / "out"
+        )
+        assert (status, error.count("\n")) == (2, 1)
+        assert message in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_long_recipe_of_mil9_has_the_same_supernet_and_a_longer_truth():
