@@ -4,6 +4,7 @@ status."""
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,3 +38,10 @@ def writing(directory: Path) -> Iterator[None]:
         raise Failure(
             f"cannot write to {directory} ({error.strerror}); what it held before is intact"
         ) from error
+
+
+def check_extra(extra: str, *packages: str) -> None:
+    """Before hours of work, not after. Raises Failure that names what to install."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise Failure(f"{package} is not installed; pip install 'mnas[{extra}]'", status=2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 from mnas.commands import process
@@ -31,7 +30,7 @@ def main(command: str | None = None) -> None:
 
 
 def _run(command: str | None, arguments: list[str]) -> None:
-    from mnas.errors import Failure
+    from mnas.errors import Failure, check_extra
 
     if command is None:
         command, *arguments = arguments or ["--help"]
@@ -58,19 +57,10 @@ def _run(command: str | None, arguments: list[str]) -> None:
             )
         sys.path.insert(0, str(SOURCE))
     if command in DRAWING and not {"--help", "-h"} & set(arguments):
-        _check_extra("report", "matplotlib", "scipy")
+        check_extra("report", "matplotlib", "scipy")
     import_module(f"{room}.{command}").app(
         arguments, exit_on_error=False, print_error=False, result_action="return_value"
     )
-
-
-def _check_extra(extra: str, *packages: str) -> None:
-    """Before hours of work, not after."""
-    from mnas.errors import Failure
-
-    for package in packages:
-        if find_spec(package) is None:
-            raise Failure(f"{package} is not installed; pip install 'mnas[{extra}]'", status=2)
 
 
 def _overview() -> str:

@@ -16,64 +16,28 @@ from typing import Any
 import torch
 from torch import nn
 
-RESERVED = ("BytesIO", "Net", "Path", "Tensor", "hashlib", "json", "load", "nn", "torch")
+from mnas.networks.loading import LOADS, imports_of
 
-PLAIN_LOAD = '''
-def load(weights=Path(__file__).with_name("weights.pt")):
-    """The trained network, in evaluation mode."""
-    net = Net()
-    net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    return net.eval()
-'''
-
-VERIFIED_LOAD = '''
-def load(weights=None):
-    """The trained network, in evaluation mode. This file and weights.pt must be as
-    verification.json has them; weights of your own, given by their path, are not compared
-    with anything."""
-    net = Net()
-    if weights is None:
-        weights = BytesIO(_verified())
-    net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    return net.eval()
+RESERVED = (
+    *("BytesIO", "Net", "Path", "Tensor", "hashlib", "json", "load", "nn", "safetensors", "torch"),
+)
 
 
-def _verified():
-    """The content of weights.pt. Raises ValueError for a file that is not as it was exported."""
-    here = Path(__file__).parent
-    try:
-        about = json.loads(_read(here / "verification.json", 1 << 20))
-        names = ("model.py", "weights.pt")
-        exported = {name: (int(about["bytes"][name]), about["sha256"][name]) for name in names}
-    except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{here}/verification.json is damaged ({error}); export the network again"
-        ) from error
-    for name, (size, digest) in exported.items():
-        content = _read(here / name, size)
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise ValueError(
-                f"{here / name} is not as it was exported (SHA-256); export the network again"
-            )
-    return content
-
-
-def _read(file, most):
-    if not file.is_file() or file.stat().st_size > most:
-        raise ValueError(
-            f"{file} is no regular file of at most {most} bytes; export the network again"
-        )
-    return file.read_bytes()
-'''
-
-
-def source(model: nn.Module, title: str, notes: str = "", *, verified: bool = False) -> str:
+def source(
+    model: nn.Module,
+    title: str,
+    notes: str = "",
+    *,
+    verified: bool = False,
+    safetensors: bool = False,
+) -> str:
     """Python source of a module made of torch.nn layers in (nested) nn.Sequential: a class `Net`
     and a `load`.
 
     Subclasses of nn.Sequential that only have another forward, as a residual block, are written out
     as they are. verified: `load` compares the files of an export with the digests in
-    verification.json, by the standard library. Raises ValueError for a layer of another class or
+    verification.json, by the standard library. safetensors: and the weights are in that format,
+    verified. Raises ValueError for a layer of another class or
     one whose settings its representation does not tell, for names other than numbers, and for other
     numbers than float32: what is written makes exactly this module."""
     if not isinstance(model, nn.Sequential):
@@ -88,18 +52,19 @@ def source(model: nn.Module, title: str, notes: str = "", *, verified: bool = Fa
     own: dict[str, str] = {}  # source of classes that torch does not have, by name
     base = _sequence(type(model), own)
     layers = textwrap.indent(_layers(model, own), " " * 12)
-    standard = ["import hashlib", "import json", "from io import BytesIO"] if verified else []
+    load = LOADS[verified, safetensors]
+    imports = imports_of(load)
     parts = [
         _docstring(f"{title}\n\n{notes}".strip()),
-        "\n".join([*standard, "from pathlib import Path"]),
-        "\n".join(["import torch", f"from torch import {'Tensor, nn' if own else 'nn'}"]),
+        *imports[:-1],
+        f"{imports[-1]}\nfrom torch import {'Tensor, nn' if own else 'nn'}",
         *(f"\n{text.strip()}" for text in own.values()),
         f"\nclass Net({base}):\n    def __init__(self):\n        super().__init__(\n{layers}      "
         "  )",
-        (VERIFIED_LOAD if verified else PLAIN_LOAD).rstrip(),
+        load.rstrip(),
     ]
     text = "\n\n".join(parts) + "\n"
-    _check(text, model, own, verified)
+    _check(text, model, own, load)
     return text
 
 
@@ -117,7 +82,7 @@ def _docstring(text: str) -> str:
     raise ValueError(f"cannot write {text[:40]!r} into a source file; change the title")
 
 
-def _check(text: str, model: nn.Module, own: dict[str, str], verified: bool) -> None:
+def _check(text: str, model: nn.Module, own: dict[str, str], load: str) -> None:
     """Raises ValueError unless the text is of the form that we write, and makes the same layers
     with the same settings.
 
@@ -131,7 +96,7 @@ def _check(text: str, model: nn.Module, own: dict[str, str], verified: bool) -> 
         ) from error
     *body, net = (node for node in tree.body if not isinstance(node, ast.FunctionDef))
     functions = [ast.dump(node) for node in tree.body if isinstance(node, ast.FunctionDef)]
-    ours = [ast.dump(node) for node in ast.parse(VERIFIED_LOAD if verified else PLAIN_LOAD).body]
+    ours = [ast.dump(node) for node in ast.parse(load).body]
     classes = [node for node in body if isinstance(node, ast.ClassDef)]
     rest = [
         node for node in body if not isinstance(node, (ast.ClassDef, ast.Import, ast.ImportFrom))
@@ -139,10 +104,7 @@ def _check(text: str, model: nn.Module, own: dict[str, str], verified: bool) -> 
     imports = " ".join(
         ast.unparse(node) for node in body if isinstance(node, (ast.Import, ast.ImportFrom))
     )
-    expected = (
-        "import hashlib import json from io import BytesIO " * verified
-        + "from pathlib import Path import torch "
-    )
+    expected = " ".join(" ".join(imports_of(load)).split()) + " "
     if (
         functions != ours
         or [ast.dump(node) for node in classes]
