@@ -161,10 +161,11 @@ def main(options: Options | None = None) -> None:
     if options.space == "help":
         print(list_spaces())
         return
+    options = _continued(options)
     try:
         with processes.joined() as group:
             if group.first:
-                _main(_continued(options), group)
+                _main(options, group)
             else:
                 one_run.follow(group)
     except LostError as error:
@@ -237,6 +238,13 @@ def _main(options: Options, group: Processes) -> None:
     with user_input():
         space = one_run.space_of(config)
         check_split(config["dataset"], data.train, space)
+    batch = min(config["batch_size"], len(data.train))
+    if batch % group.world:
+        raise Failure(
+            f"--batch-size {batch} for {group.world} processes; expected a multiple, of which each "
+            "gets the same share",
+            status=2,
+        )
     if not options.resume:
         with user_input():
             directory.create(config, data.found)
