@@ -97,6 +97,8 @@ class Options:
     goes with. [default: 4]"""
     decay_largest: Positive | None = None
     "dynamic: the same for the largest. [default: 0.25]"
+    momentum_groups: Count | None = None
+    "dynamic: groups of paths by size, each with momentum of its own. [default: 1]"
     execution: Literal["sliced", "masked"] | None = None
     """supernet: compute the active region only, or the enclosing operation on W * mask. [default:
     sliced]"""

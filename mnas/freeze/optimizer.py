@@ -9,6 +9,7 @@ the pieces that masks leave of them (mnas/freeze/pieces.py), and never sees the 
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from mnas.freeze.elementwise import ELEMENTWISE, check_class, try_halves
 from mnas.freeze.pieces import Pieces
 
 POLICIES = ("frozen", "torch")
+Kept = tuple[dict[Tensor, dict[str, Any]], dict[Tensor, Pieces]]
 WHOLE = frozenset({frozenset()})  # active: all of a parameter, no mask
 
 
@@ -61,6 +63,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self.policy = policy
         self._class, self._options = optimizer_class, options
         self._pieces: dict[Tensor, Pieces] = {}
+        self._key: str | None = None
+        self._others: dict[str | None, Kept] = {}
         names = None
         if isinstance(parameters, nn.Module):
             named = dict(parameters.named_parameters())
@@ -102,6 +106,18 @@ class MaskedOptimizer(torch.optim.Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+
+    def use_state(self, key: str | None) -> None:
+        """Step with the state of this key until another is named: momentum, moments and step counts
+        of its own, empty at first. Parameters, their options and what is active are those of all.
+        Without a call the key is None.
+
+        Each key holds as much state as the entries that it has stepped. Checkpoints have all."""
+        if key == self._key:
+            return
+        self._others[self._key] = self.inner.state, self._pieces
+        self.inner.state, self._pieces = self._others.pop(key, None) or (defaultdict(dict), {})
+        self._key = key
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset gradients, and with them what is active."""
@@ -148,22 +164,25 @@ class MaskedOptimizer(torch.optim.Optimizer):
         """As in torch.optim, but the state of a parameter in pieces is {"pieces": [...]}, with the
         place of each.
 
-        Where nothing was masked it is the stock optimizer's own, and either can load it.
+        Where nothing was masked it is the stock optimizer's own, and either can load it. With keys,
+        "state" is that of "key", and "other_keys" has the others'.
         """
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
         numbers = {p: number for number, p in enumerate(self._parameters())}
-        state = {}
-        for parameter, number in numbers.items():
-            pieces = self._pieces.get(parameter)
-            of_parameter = self.state.get(parameter) if pieces is None else pieces.state_dict()
-            if of_parameter:
-                state[number] = of_parameter
+        state = self._saved(numbers)
         groups = [
             {**group, "params": [numbers[p] for p in group["params"]]}
             for group in self.param_groups
         ]
-        result = {"state": state, "param_groups": groups}
+        result: dict[str, Any] = {"state": state, "param_groups": groups}
+        if self._key is not None or self._others:
+            now, others = self._key, {}
+            for key in list(self._others):
+                self.use_state(key)
+                others[key] = self._saved(numbers)
+            self.use_state(now)
+            result |= {"key": now, "other_keys": others}
         for hook in self._optimizer_state_dict_post_hooks.values():
             result = hook(self, result) or result
         return result
@@ -179,6 +198,31 @@ class MaskedOptimizer(torch.optim.Optimizer):
             raise ValueError(
                 "an optimizer's state has the keys state and param_groups; this is something else"
             )
+        before = self._key, self._others, self.inner.state, self._pieces
+        try:
+            self._key, self._others = state_dict.get("key"), {}
+            for key, state in state_dict.get("other_keys", {}).items():
+                self._load({**state_dict, "state": state})
+                self._others[key] = self.inner.state, self._pieces
+            self._load(state_dict)
+        except Exception:
+            self._key, self._others, self.inner.state, self._pieces = before
+            raise
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    def _saved(self, numbers: dict[Tensor, int]) -> dict[int, Any]:
+        """The state of the key in use, by the numbers of parameters."""
+        state = {}
+        for parameter, number in numbers.items():
+            pieces = self._pieces.get(parameter)
+            of_parameter = self.state.get(parameter) if pieces is None else pieces.state_dict()
+            if of_parameter:
+                state[number] = of_parameter
+        return state
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        """The options, and the state of one key."""
         saved_groups = copy.deepcopy(state_dict["param_groups"])
         lengths, expected = (
             [len(g["params"]) for g in groups] for groups in (saved_groups, self.param_groups)
@@ -212,11 +256,10 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self._pieces = in_pieces
         for group, saved in zip(self.param_groups, saved_groups, strict=True):
             group.update({key: value for key, value in saved.items() if key != "params"})
-        for hook in self._optimizer_load_state_dict_post_hooks.values():
-            hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("policy", "inner", "_class", "_options", "_eager", "_pieces", "_named")
+        own += ("_key", "_others")
         return {
             "defaults": self.defaults,
             "param_groups": self.param_groups,

@@ -64,6 +64,7 @@ class SupernetSettings(_Settings, kw_only=True, tag="supernet"):
     rank_weight: Annotated[float, Meta(ge=0, le=1e6)] | None = None
     decay_smallest: Positive | None = None
     decay_largest: Positive | None = None
+    momentum_groups: Count | None = None
 
 
 class ScratchSettings(_Settings, kw_only=True, tag="scratch"):

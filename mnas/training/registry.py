@@ -86,6 +86,7 @@ RANGES: dict[str, tuple[type, str, Callable[[Any], bool]]] = {
     "rank_weight": (float, "0 or a finite positive number", lambda v: 0 <= v <= LARGEST),
     "decay_smallest": (float, "a finite number above 0", lambda v: 0 < v <= LARGEST),
     "decay_largest": (float, "a finite number above 0", lambda v: 0 < v <= LARGEST),
+    "momentum_groups": (int, "a whole number above 0", lambda v: v > 0),
     "ghost": (int, "a whole number above 0", lambda v: v > 0),
 }
 """Of each option: its type and the values that it may have."""

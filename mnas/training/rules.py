@@ -8,7 +8,8 @@ What rules of the field need, and where it is:
 1. several paths in one step: `Step.logits`, and a backward pass of any sum of losses;
 2. a loss that sees other paths: all logits and losses are at hand before the backward pass;
 3. a learning rate of this step alone: `Report.lr`;
-4. feedback to the sampler: `Step.sampler`, whose state is a part of checkpoints."""
+4. a key of optimizer state: `Report.state_key`;
+5. feedback to the sampler: `Step.sampler`, whose state is a part of checkpoints."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mnas.freeze.optimizer import MaskedOptimizer
 from mnas.networks.cost import cost, extremes, size
 from mnas.space.sampler import Sampler
 from mnas.space.search_space import Path, SearchSpace
@@ -59,15 +61,26 @@ class Step:
 class Report(NamedTuple):
     """What a rule tells the trainer. losses: of each path that it trained, its loss on the labels,
     whatever else it learned from. total: of what the gradients are. lr: the learning rate of this
-    step is so many times that of the schedule."""
+    step is so many times that of the schedule. state_key: momentum and other state of the optimizer
+    are those of the steps with this key alone (`MaskedOptimizer.use_state`)."""
 
     losses: list[tuple[Path, Tensor]]
     total: Tensor
     lr: float = 1.0
+    state_key: str | None = None
 
     @contextlib.contextmanager
     def scaled(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-        """The optimizer with its learning rates of this step."""
+        """The optimizer with its learning rates and state of this step.
+
+        Raises ValueError for a key that the optimizer cannot have."""
+        if isinstance(optimizer, MaskedOptimizer):
+            optimizer.use_state(self.state_key)
+        elif self.state_key is not None:
+            raise ValueError(
+                f"state_key={self.state_key!r} of a {type(optimizer).__name__}; expected a "
+                "mnas.MaskedOptimizer"
+            )
         rates = [group["lr"] for group in optimizer.param_groups]
         try:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -238,15 +251,23 @@ def ranked(step: Step, *, random_paths: int = 2, rank_weight: float = 1.0) -> Re
     return ran.report(total)
 
 
-def dynamic(step: Step, *, decay_smallest: float = 4.0, decay_largest: float = 0.25) -> Report:
+def dynamic(
+    step: Step,
+    *,
+    decay_smallest: float = 4.0,
+    decay_largest: float = 0.25,
+    momentum_groups: int = 1,
+) -> Report:
     """One path of the sampler, with a learning rate by its size: small networks, which learn fast,
     decay early, and large ones late (Jeon et al., CVPR 2025, "Subnet-Aware Dynamic Supernet
     Training"): there lr0 (1 - t)^g at progress t, with g linear in the logarithm of the number of
     parameters, from `decay_smallest` to `decay_largest`.
 
     Here the schedule is the recipe's, times (1 - t)^(g - 1): under a linear decay to 0 that is the
-    same, and a path with g = 1 trains as without the rule. Momentum by group, the other half of
-    that paper, is not here."""
+    same, and a path with g = 1 trains as without the rule.
+
+    momentum_groups: momentum apart for so many groups of paths, equal parts of the range of that
+    logarithm. There the groups are the candidates of one layer."""
     path = next(step.sampler)
     (logits,) = step.logits([path])
     loss = step.loss(logits, step.labels)
@@ -257,4 +278,8 @@ def dynamic(step: Step, *, decay_smallest: float = 4.0, decay_largest: float = 0
     )
     share = min(1.0, max(0.0, (own - low) / (high - low))) if high > low else None
     power = 1.0 if share is None else decay_smallest + share * (decay_largest - decay_smallest)
-    return Report([(path, loss.detach())], loss.detach(), lr=(1 - step.progress) ** (power - 1))
+    key = None
+    if momentum_groups > 1:
+        key = str(min(momentum_groups - 1, int((share or 0.0) * momentum_groups)))
+    lr = (1 - step.progress) ** (power - 1)
+    return Report([(path, loss.detach())], loss.detach(), lr, key)

@@ -28,7 +28,7 @@ OPTIONS = {
     "distilled": ("--temperature", 2, "--distill-weight", 0.25),
     "path_dropout": ("--drop", 0.7, "--ghost", 16, "--augment", "shift"),
     "ranked": ("--rank-weight", 2),
-    "dynamic": ("--decay-smallest", 3, "--precision", "bf16"),
+    "dynamic": ("--decay-smallest", 3, "--precision", "bf16", "--momentum-groups", 2),
 }
 
 

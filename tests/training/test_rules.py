@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import mnas
 from mnas.space.sampler import FixedSampler
 from mnas.training.rules import Report, Step
-from mnas.training.trainer import DivergedError
+from mnas.training.trainer import DivergedError, _options
 
 
 def test_single_path_is_a_path_a_step():
@@ -216,6 +216,49 @@ def test_the_learning_rate_of_a_step_goes_by_the_size_of_its_path():
         (rate,) = (group["lr"] for group in trainer.optimizer.param_groups)
         assert rate == trainer.scheduler.get_last_lr()[0]
         naive.compare(lambda a, b: torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12))
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+def test_momentum_of_each_group_is_that_of_an_optimizer_of_its_own(groups):
+    """One stock SGD a group over the same separate modules, bit for bit, across a checkpoint."""
+    options = {"momentum_groups": groups, "decay_smallest": 1.0, "decay_largest": 1.0}
+    trainer = make(uneven(), "dynamic", epochs=3, **options)
+    naive = Naive(trainer)
+    of_group = [
+        torch.optim.SGD(naive.model.parameters(), **_options(trainer.recipe)) for _ in range(groups)
+    ]
+    low, high = (math.log(mnas.cost(trainer.space, p).params) for p in ((0, 0), (2, 1)))
+    used = []
+    while not trainer.finished:
+        images, labels = naive.batch()
+        path = next(naive.sampler)
+        share = (math.log(mnas.cost(trainer.space, path).params) - low) / (high - low)
+        used.append(min(groups - 1, math.floor(share * groups)))
+        naive.optimizer = of_group[used[-1]]
+        naive.optimizer.zero_grad()
+        F.cross_entropy(naive.model(images, path), labels).backward()
+        naive.step()
+        trainer.advance()
+        naive.compare()
+        if trainer.step == 10:
+            twin = make(uneven(), "dynamic", epochs=3, **options)
+            twin.load_state_dict(copy.deepcopy(trainer.state_dict()))
+            trainer = naive.trainer = twin
+    assert set(used) == set(range(groups))
+
+
+def test_one_group_is_the_rule_without_keys():
+    plain = make(uneven(), "dynamic")
+    plain.advance()
+    assert set(plain.optimizer.state_dict()) == {"state", "param_groups"}
+
+
+def test_a_stock_optimizer_has_no_keys():
+    report = Report([], torch.zeros(()), state_key="small")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    message = r"^state_key='small' of a SGD; expected a mnas\.MaskedOptimizer$"
+    with pytest.raises(ValueError, match=message), report.scaled(optimizer):
+        pass
 
 
 def test_a_step_that_fails_leaves_the_learning_rate():
