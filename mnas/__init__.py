@@ -14,7 +14,16 @@ from mnas import moved
 if TYPE_CHECKING:
     from mnas import spaces
     from mnas.freeze import GradientMask, MaskedOptimizer
-    from mnas.networks import cost, evaluate, evaluate_paths, export, recalibrate, standalone
+    from mnas.networks import (
+        cost,
+        evaluate,
+        evaluate_paths,
+        export,
+        recalibrate,
+        search,
+        standalone,
+        suggest,
+    )
     from mnas.space import (
         Choice,
         Decision,
@@ -42,13 +51,18 @@ __all__ = [
     "export",
     "recalibrate",
     "rules",
+    "search",
     "spaces",
     "standalone",
+    "suggest",
 ]
 _MODULES = {"spaces": "mnas.spaces", "rules": "mnas.space.rules"}
 _ROOMS = {
     "freeze": ("GradientMask", "MaskedOptimizer"),
-    "networks": ("cost", "evaluate", "evaluate_paths", "export", "recalibrate", "standalone"),
+    "networks": (
+        *("cost", "evaluate", "evaluate_paths", "export", "recalibrate", "search", "standalone"),
+        "suggest",
+    ),
     "space": (
         "Choice",
         "Decision",

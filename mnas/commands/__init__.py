@@ -11,6 +11,7 @@ from mnas.commands import process
 COMMANDS = {
     "train": "Train a supernet, or networks of a space from scratch.",
     "evaluate": "Score networks of a run on the validation or the test set.",
+    "search": "Networks of a supernet that are accurate at a low cost.",
     "export": "Write one network of a run as plain PyTorch.",
     "study": "Supernets against the same networks from scratch, in one command.",
     "report": "Tables, figures and pages of studies, from their rows.",

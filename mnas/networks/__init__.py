@@ -5,6 +5,7 @@ from mnas.networks.cost import cost, extremes
 from mnas.networks.evaluate import agreement, evaluate, evaluate_paths
 from mnas.networks.export import export, standalone
 from mnas.networks.recalibrate import recalibrate
+from mnas.networks.search import search, suggest
 
 __all__ = [
     "agreement",
@@ -14,5 +15,7 @@ __all__ = [
     "export",
     "extremes",
     "recalibrate",
+    "search",
     "standalone",
+    "suggest",
 ]

@@ -53,7 +53,8 @@ def test_a_training_ends_well_whatever_becomes_of_its_streams(streams, status, m
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["train", "evaluate", "export", "study", "report", "benchmark", "freezing", "spaces"]
+    "name",
+    ["train", "evaluate", "search", "export", "study", "report", "benchmark", "freezing", "spaces"],
 )
 def test_ctrl_c_while_a_tool_begins_is_one_line(name, tmp_path):
     """At any import after the first of ours: before it, Python's own start answers. Moments are

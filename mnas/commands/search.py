@@ -1,0 +1,141 @@
+"""Search a trained supernet for networks of a high validation accuracy at a low cost.
+
+- `mnas search --checkpoint runs/supernet-mil9-mnist-seed0 --max-macs 2000000`
+- `mnas search --checkpoint DIR --sampler tpe --storage search.log`: goes on after it was stopped
+- `mnas search --checkpoint DIR --out front.jsonl`: also the rows of the table
+
+Needs `pip install 'mnas[search]'`. Each network is scored once, with the supernet's weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from mnas.commands.options import Count, Seed, UserPath, _integer
+from mnas.errors import Failure, check_extra, user_input, writing
+from mnas.training import runtime
+from mnas.training.saved import open_run
+
+Batch = Annotated[int, Parameter(converter=_integer, validator=Number(gte=2, lte=2**16))]
+Budget = Annotated[int, Parameter(converter=_integer, validator=Number(gt=0, lt=2**62))]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    checkpoint: UserPath
+    "Run directory of tools/train.py --mode supernet."
+    sampler: Literal["random", "tpe", "nsga2"] = "nsga2"
+    "How networks are drawn."
+    trials: Count = 200
+    "How many are drawn; those over a budget or drawn before count, and are not scored."
+    by: Literal["macs", "params"] = "macs"
+    "The cost of the front."
+    max_macs: Budget | None = None
+    "Budget of multiply-accumulates an image. [default: none]"
+    max_params: Budget | None = None
+    "Budget of parameters. [default: none]"
+    batch: Batch = 16
+    "Networks drawn at a time, which compute what they share once; a generation of nsga2."
+    seed: Seed = 0
+    "Of the sampler."
+    bn: Literal["recalibrate", "stored"] | None = None
+    "Running statistics. [default: as the run had it]"
+    data_root: UserPath = Path("data")
+    "Where the data sets other than mnist are."
+    limit_validation: Count | None = None
+    "Score on the first N validation images. [default: all]"
+    storage: UserPath | None = None
+    "A file that keeps the search; the same command goes on with it. [default: none is kept]"
+    out: UserPath | None = None
+    "Also write the front here, one JSON object a line; a new file."
+    threads: Count | None = None
+    "Threads. [default: all cores]"
+
+
+app = App(help=__doc__, help_format="markdown", version_flags=())
+
+
+@app.default
+def main(options: Options) -> None:
+    check_extra("search", "optuna")
+    for name in ("out", "storage"):
+        file = getattr(options, name)
+        if file is not None and not file.parent.is_dir():
+            raise Failure(
+                f"{file.parent} is no directory; give --{name} a file in an existing one", status=2
+            )
+    if options.out is not None and options.out.exists():
+        raise Failure(f"{options.out} exists; give --out a new file", status=2)
+
+    from tabulate import tabulate
+    from tqdm import tqdm
+
+    import mnas
+    from mnas.storage import files, strict_json
+    from mnas.training.trainer import BN_IMAGES
+
+    runtime.configure_runtime(options.threads or runtime.default_threads())
+    run = open_run(options.checkpoint)
+    run.say_if_unfinished()
+    if run.config["mode"] != "supernet":
+        raise Failure(
+            f"{options.checkpoint} holds networks trained from scratch; search a supernet, as of "
+            "mnas train --mode supernet",
+            status=2,
+        )
+    bn = options.bn or run.config.get("bn", "stored")
+    data = runtime.load_data(
+        run.config["dataset"], options.data_root, run.config.get("limit_train")
+    )
+    split = data.validation.first(options.limit_validation)
+    bn_images = data.train.images[:BN_IMAGES] if bn == "recalibrate" else None
+    net = run.supernet()
+
+    def score(paths: list[tuple[int, ...]]) -> list[float]:
+        scores = mnas.evaluate_paths(net, paths, split.images, split.labels, bn_images=bn_images)
+        return [s.top1 for s in scores]
+
+    # Of other weights, images or statistics the scores are others.
+    weights = files.Version.of((run.directory.path / "checkpoint.pt").read_bytes()).sha256
+    name = f"{run.space.name} {weights[:16]} {bn} {len(split)}"
+    with tqdm(total=options.trials, unit="network", disable=None) as bar, user_input():
+        found = mnas.search(
+            run.space,
+            score,
+            trials=options.trials,
+            sampler=options.sampler,
+            by=options.by,
+            max_macs=options.max_macs,
+            max_params=options.max_params,
+            batch=options.batch,
+            seed=options.seed,
+            storage=options.storage,
+            name=name,
+            progress=bar.update,
+        )
+    if not found.networks:
+        raise Failure(
+            f"none of {found.trials} networks drawn is within the budget; raise --max-macs, "
+            "--max-params or --trials",
+            status=2,
+        )
+    shown = [(n.arch, 100 * n.score, n.params, n.macs) for n in found.front]
+    print(
+        f"{len(found.networks)} of {run.space.size} networks scored on {len(split)} validation "
+        f"images; {len(found.front)} are on the front of accuracy and {options.by}"
+    )
+    headers = ("arch", "val top-1 %", "params", "MACs")
+    print(tabulate(shown, headers, floatfmt=("", ".2f"), intfmt=","))
+    if options.out is not None:
+        rows = [
+            {"arch": n.arch, "val_top1": n.score, "params": n.params, "macs": n.macs}
+            for n in found.front
+        ]
+        with writing(options.out):
+            files.write_atomically(options.out, strict_json.lines(rows))
+        print(f"wrote {options.out}")

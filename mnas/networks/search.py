@@ -1,0 +1,222 @@
+"""Search: which networks of a space score best at what they cost, by samplers of optuna."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mnas.networks.cost import Cost, cost
+from mnas.space.coupling import Path as Indices
+from mnas.space.search_space import SearchSpace
+
+if TYPE_CHECKING:
+    import optuna
+
+SAMPLERS = ("random", "tpe", "nsga2")
+Scorer = Callable[[list[Indices]], Sequence[float]]
+
+
+class Found(NamedTuple):
+    """A network that was scored."""
+
+    path: Indices
+    arch: str
+    score: float
+    params: int
+    macs: int
+
+
+class Search(NamedTuple):
+    """networks: all that were scored, each once, the best first. front: those of them to which no
+    other is both better and cheaper, the cheapest first. trials: how many networks were drawn."""
+
+    networks: tuple[Found, ...]
+    front: tuple[Found, ...]
+    trials: int
+
+
+def suggest(trial: optuna.Trial, space: SearchSpace) -> Indices:
+    """The canonical path that a trial of an optuna study suggests, a parameter a decision."""
+    path = tuple(
+        decision.labels.index(trial.suggest_categorical(decision.name, decision.labels))
+        for decision in space.decisions
+    )
+    return space.canonical(path)
+
+
+def front(networks: Sequence[Found], by: str = "macs") -> tuple[Found, ...]:
+    """Those that no other network matches in score and cost and beats in one of them; of equal
+    ones the first by name. The cheapest first. by: "macs" or "params"."""
+    found: list[Found] = []
+    for one in sorted(networks, key=lambda n: (getattr(n, by), -n.score, n.arch)):
+        if not found or one.score > found[-1].score:
+            found.append(one)
+    return tuple(found)
+
+
+def search(
+    space: SearchSpace,
+    score: Scorer,
+    *,
+    trials: int = 100,
+    sampler: str = "nsga2",
+    by: str = "macs",
+    max_params: int | None = None,
+    max_macs: int | None = None,
+    batch: int = 16,
+    seed: int = 0,
+    storage: str | Path | None = None,
+    name: str | None = None,
+    progress: Callable[[int], Any] = lambda _: None,
+) -> Search:
+    """Search for networks of a high score and a low cost.
+
+    score: is given the paths of distinct networks within the budgets, and returns a number for
+    each, the higher the better; no network is scored twice. Of a supernet, `lambda paths: [s.top1
+    for s in mnas.evaluate_paths(net, paths, images, labels)]`, which computes what paths of a batch
+    share once. trials: how many networks are drawn, those over a budget and
+    those that were scored before included; it ends early if the whole space is known. sampler:
+    "random", "tpe" (Ozaki et al., JAIR 2022) or "nsga2" (Deb et al., 2002), of which a batch is a
+    generation. by: the cost to be low, "macs" or "params". max_params, max_macs: budgets.
+    progress: is told how many trials have ended since the last call.
+
+    storage: a file, or a URL of a database that optuna takes; with the same settings a search goes
+    on there after it was stopped, and what was scored stays. `name` tells the searches in a storage
+    apart, and supernets of one space: it must be another for another score.
+
+    Raises ValueError for options that are out of range, a storage with other settings, and scores
+    that are no finite numbers."""
+    _check(space, score, trials, sampler, by, batch, max_params, max_macs)
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    budgets = {"params": max_params, "macs": max_macs}
+    settings = {"space": space.name, "networks": str(space.size), "sampler": sampler}
+    settings |= {"by": by, "seed": seed, "batch": batch, **budgets}
+    study = _study(storage, name or space.name)
+    for key, value in settings.items():
+        known = study.user_attrs.get(key, value)
+        if known != value:
+            raise ValueError(
+                f"the search {study.study_name!r} in {storage} has {key}={known!r}, not {value!r};"
+                " give it the same settings, or another name"
+            )
+        study.set_user_attr(key, value)
+    known: dict[Indices, Found] = {}
+    over: set[Indices] = set()
+    ended = 0
+    for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
+        ended += 1
+        path = tuple(trial.user_attrs["path"])
+        if trial.user_attrs["over"]:
+            over.add(path)
+        else:
+            known[path] = _found(space, path, trial.values[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # A sampler that starts again must not draw again what it has drawn before.
+        study.sampler = _sampler(sampler, batch, seed + ended)
+        while ended < trials and len(known) + len(over) < space.size:
+            asked = [study.ask() for _ in range(min(batch, trials - ended))]
+            paths = [suggest(trial, space) for trial in asked]
+            excess = {path: _excess(cost(space, path), budgets) for path in paths}
+            over.update(path for path in paths if excess[path])
+            new = [p for p in dict.fromkeys(paths) if p not in known and p not in over]
+            known |= _scored(space, new, score)
+            for trial, path in zip(asked, paths, strict=True):
+                trial.set_user_attr("path", list(path))
+                trial.set_user_attr("arch", space.format(path))
+                trial.set_user_attr("over", bool(excess[path]))
+                trial.set_constraint("budget", excess[path])
+                value = 0.0 if path in over else known[path].score
+                study.tell(trial, [value, getattr(cost(space, path), by)])
+            ended += len(asked)
+            progress(len(asked))
+    networks = sorted(known.values(), key=lambda n: (-n.score, getattr(n, by), n.arch))
+    return Search(tuple(networks), front(networks, by), ended)
+
+
+def _scored(space: SearchSpace, paths: list[Indices], score: Scorer) -> dict[Indices, Found]:
+    scores = [float(value) for value in score(paths)] if paths else []
+    if len(scores) != len(paths) or not all(abs(value) < float("inf") for value in scores):
+        raise ValueError(
+            f"score returned {scores} for {len(paths)} paths; expected a finite number for each"
+        )
+    return {p: _found(space, p, value) for p, value in zip(paths, scores, strict=True)}
+
+
+def _found(space: SearchSpace, path: Indices, score: float) -> Found:
+    return Found(path, space.format(path), score, *cost(space, path))
+
+
+def _excess(price: Cost, budgets: Mapping[str, int | None]) -> float:
+    """By what share of the budgets a network is over them; 0 within."""
+    parts = [getattr(price, key) / most - 1 for key, most in budgets.items() if most is not None]
+    return sum(max(part, 0.0) for part in parts)
+
+
+def _sampler(name: str, batch: int, seed: int) -> optuna.samplers.BaseSampler:
+    from optuna import samplers
+
+    seed %= 2**32
+    if name == "random":
+        return samplers.RandomSampler(seed=seed)
+    if name == "tpe":
+        return samplers.TPESampler(seed=seed)
+    return samplers.NSGAIISampler(seed=seed, population_size=batch)
+
+
+def _study(storage: str | Path | None, name: str) -> optuna.Study:
+    """The study of this name, which may have trials already. Raises ValueError for a storage that
+    cannot be used."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    where: Any = storage
+    try:
+        if storage is not None and "://" not in str(storage):
+            if not Path(storage).parent.is_dir():
+                raise FileNotFoundError(f"{Path(storage).parent} is no directory")
+            where = JournalStorage(JournalFileBackend(str(storage)))
+        return optuna.create_study(
+            storage=where,
+            study_name=name,
+            directions=["maximize", "minimize"],
+            load_if_exists=True,
+        )
+    except Exception as error:  # whatever files, databases and their drivers raise
+        reason, *_ = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"storage={str(storage)!r} cannot hold a search ({reason}); give a new file in an "
+            "existing directory, or the URL of a database that optuna takes"
+        ) from error
+
+
+def _check(
+    space: Any, score: Any, trials: Any, sampler: Any, by: Any, batch: Any, *budgets: Any
+) -> None:
+    if not isinstance(space, SearchSpace):
+        raise ValueError(f"space is a {type(space).__name__}; expected a mnas.SearchSpace")
+    if not callable(score):
+        raise ValueError(
+            f"score is a {type(score).__name__}; expected a function of paths that returns numbers"
+        )
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler={sampler!r}; expected one of {', '.join(SAMPLERS)}")
+    if by not in Cost._fields:
+        raise ValueError(f"by={by!r}; expected one of {', '.join(Cost._fields)}")
+    named = {"trials": trials, "batch": batch}
+    named |= {
+        k: v for k, v in zip(("max_params", "max_macs"), budgets, strict=True) if v is not None
+    }
+    for key, value in named.items():
+        if type(value) is not int or value < (2 if key == "batch" else 1):
+            raise ValueError(
+                f"{key}={value!r}; expected a whole number above {int(key == 'batch')}"
+            )
+    if find_spec("optuna") is None:
+        raise ValueError("optuna is not installed; pip install 'mnas[search]'")

@@ -1,0 +1,177 @@
+"""Search against all networks of a small space, whose scores are known from a table."""
+
+import importlib
+import random
+
+import pytest
+from conftest import ROOT
+from processes import LOADED
+
+import mnas
+from mnas.networks.search import SAMPLERS, front
+
+module = importlib.import_module("mnas.networks.search")  # there is a function of that name
+optuna = pytest.importorskip("optuna")
+
+
+def table(space, seed=0):
+    """A score for each network, by its name."""
+    draw = random.Random(seed)
+    return {arch: round(draw.random(), 4) for arch in space.names()}
+
+
+class Scorer:
+    """Looks scores up, and notes what it is asked."""
+
+    def __init__(self, space, seed=0):
+        self.space, self.table, self.asked = space, table(space, seed), []
+
+    def __call__(self, paths):
+        archs = [self.space.format(path) for path in paths]
+        self.asked += archs
+        return [self.table[arch] for arch in archs]
+
+
+def true_front(space, scores, by, budget=None):
+    """By comparing all with all."""
+    costs = {arch: mnas.cost(space, space.parse(arch)) for arch in scores}
+    within = [a for a in scores if budget is None or costs[a].macs <= budget]
+
+    def beaten(one):
+        return any(
+            scores[o] >= scores[one]
+            and getattr(costs[o], by) <= getattr(costs[one], by)
+            and (scores[o], getattr(costs[o], by)) != (scores[one], getattr(costs[one], by))
+            for o in within
+        )
+
+    return {arch for arch in within if not beaten(arch)}
+
+
+@pytest.fixture(scope="module")
+def mil9():
+    return mnas.spaces.mil9()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("by", ["macs", "params"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_true_front_of_a_small_space_is_found(sampler, by, seed, mil9):
+    score = Scorer(mil9, seed)
+    found = mnas.search(mil9, score, trials=300, sampler=sampler, by=by, seed=seed, batch=8)
+    assert {n.arch for n in found.front} == true_front(mil9, score.table, by)
+    assert [getattr(n, by) for n in found.front] == sorted(getattr(n, by) for n in found.front)
+    assert found.networks[0].score == max(score.table.values())
+    assert all((n.params, n.macs) == mnas.cost(mil9, n.path) for n in found.networks)
+    assert len(score.asked) == len(set(score.asked)) == 9  # each once
+    assert found.trials < 300  # it ends when all are known
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_nothing_over_a_budget_is_scored(sampler, mil9):
+    score = Scorer(mil9)
+    costs = sorted(mnas.cost(mil9, path).macs for path in mil9.paths())
+    most = costs[4]
+    found = mnas.search(mil9, score, trials=200, sampler=sampler, max_macs=most)
+    assert all(mnas.cost(mil9, mil9.parse(arch)).macs <= most for arch in score.asked)
+    assert {n.arch for n in found.front} == true_front(mil9, score.table, "macs", most)
+
+
+def test_front_of_random_tables_equals_all_against_all(mil9):
+    for seed in range(50):
+        scores = {arch: round(value, 1) for arch, value in table(mil9, seed).items()}  # with ties
+        networks = [
+            module.Found(p, mil9.format(p), scores[mil9.format(p)], *mnas.cost(mil9, p))
+            for p in mil9.paths()
+        ]
+        for by in ("macs", "params"):
+            ours = {(n.score, getattr(n, by)) for n in front(networks, by)}
+            archs = true_front(mil9, scores, by)
+            assert ours == {(n.score, getattr(n, by)) for n in networks if n.arch in archs}
+
+
+@pytest.mark.parametrize("kind", ["file", "sqlite"])
+def test_a_search_goes_on_where_it_was_stopped(kind, mil9, tmp_path):
+    where = tmp_path / "search.log"
+    storage = where if kind == "file" else f"sqlite:///{tmp_path}/search.db"
+    options = {"sampler": "random", "batch": 2, "storage": storage, "name": "mine"}
+
+    class Stopped(Exception):
+        pass
+
+    stopping = Scorer(mil9)
+
+    def score(paths):
+        if len(stopping.asked) >= 4:
+            raise Stopped
+        return stopping(paths)
+
+    with pytest.raises(Stopped):
+        mnas.search(mil9, score, trials=100, **options)
+    rest = Scorer(mil9)
+    found = mnas.search(mil9, rest, trials=100, **options)
+    assert not set(rest.asked) & set(stopping.asked)
+    assert set(rest.asked) | set(stopping.asked) == set(rest.table)
+    assert {n.arch: n.score for n in found.networks} == rest.table
+    again = Scorer(mil9)
+    assert mnas.search(mil9, again, trials=100, **options)[:2] == found[:2]
+    assert not again.asked
+    with pytest.raises(ValueError, match=r"has by='macs', not 'params'; give it the same settings"):
+        mnas.search(mil9, again, trials=100, by="params", **options)
+
+
+def test_equal_networks_are_scored_once_and_trials_suggest_canonical_paths():
+    space = mnas.spaces.SPACES["channel_macro_mobilenet"]()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    for _ in range(20):
+        path = mnas.suggest(study.ask(), space)
+        assert path == space.canonical(path)
+
+
+def test_a_supernet_is_searched(mil9):
+    net = mnas.Supernet(mil9)
+    images, labels = LOADED.validation.images[:100], LOADED.validation.labels[:100]
+
+    def score(paths):
+        return [s.top1 for s in mnas.evaluate_paths(net, paths, images, labels)]
+
+    found = mnas.search(mil9, score, trials=60)
+    for network in found.networks:
+        alone = mnas.evaluate(mnas.export(net, network.path), images, labels)
+        assert network.score == alone.top1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "best"}, "sampler='best'; expected one of random, tpe, nsga2"),
+        ({"by": "seconds"}, "by='seconds'; expected one of params, macs"),
+        ({"trials": 0}, "trials=0; expected a whole number above 0"),
+        ({"batch": 1}, "batch=1; expected a whole number above 1"),
+        ({"max_macs": 1.5}, "max_macs=1.5"),
+        ({"storage": "no/such/folder/file"}, "no/such/folder is no directory"),
+        ({"storage": "setup.cfg"}, "storage='setup.cfg' cannot hold a search"),
+        ({"storage": "nosql://here"}, "storage='nosql://here' cannot hold a search"),
+    ],
+)
+def test_wrong_options_are_refused(options, message, mil9, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    before = (ROOT / "setup.cfg").read_bytes()
+    with pytest.raises(ValueError, match=message) as refused:
+        mnas.search(mil9, Scorer(mil9), **options)
+    assert "\n" not in str(refused.value)
+    assert (ROOT / "setup.cfg").read_bytes() == before
+
+
+def test_scores_must_be_numbers_one_a_path(mil9):
+    for score in (lambda paths: [], lambda paths: [float("nan")] * len(paths)):
+        with pytest.raises(ValueError, match="expected a finite number for each"):
+            mnas.search(mil9, score)
+    with pytest.raises(ValueError, match="score is a dict"):
+        mnas.search(mil9, table(mil9))
+
+
+def test_without_optuna_the_extra_is_named(mil9, monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"optuna is not installed; pip install 'mnas\[search\]'"):
+        mnas.search(mil9, Scorer(mil9))
