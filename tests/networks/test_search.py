@@ -2,6 +2,7 @@
 
 import importlib
 import random
+import re
 
 import pytest
 from conftest import ROOT
@@ -175,3 +176,14 @@ def test_without_optuna_the_extra_is_named(mil9, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"optuna is not installed; pip install 'mnas\[search\]'"):
         mnas.search(mil9, Scorer(mil9))
+
+
+def test_the_page_runs(capsys):
+    page = (ROOT / "docs" / "search.md").read_text()
+    names = {"__name__": "example"}
+    for example in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(example, names)
+    printed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    space, score = names["space"], names["score"]
+    scores = {arch: score([space.parse(arch)])[0] for arch in space.names()}
+    assert printed == true_front(space, scores, "macs", 2_000_000)
