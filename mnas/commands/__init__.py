@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "Score networks of a run on the validation or the test set.",
     "search": "Networks of a supernet that are accurate at a low cost.",
     "export": "Write one network of a run as plain PyTorch.",
+    "rank": "Score thousands of networks of a supernet beside published accuracies.",
     "study": "Supernets against the same networks from scratch, in one command.",
     "report": "Tables, figures and pages of studies, from their rows.",
     "benchmark": "Time of masked against modular and stand-alone implementations.",
@@ -21,7 +22,7 @@ COMMANDS = {
 }
 SOURCE = Path(__file__).parents[2]  # of a checkout; benchmarks are not installed
 OF_SOURCE = ("benchmark", "freezing", "spaces")
-DRAWING = ("study", "report", "benchmark", "freezing", "spaces")  # need the extra `report`
+DRAWING = ("rank", "study", "report", "benchmark", "freezing", "spaces")  # need the extra `report`
 
 
 def main(command: str | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -56,6 +56,20 @@ class _Counter:
     def count(self, key: tuple[int, ...]) -> Cost:
         counted = list(self.runner.run(key))
         return Cost(sum(c.params for c in counted), sum(c.macs for c in counted))
+
+
+def shared_macs(space: SearchSpace, paths: Sequence[Path]) -> int:
+    """Multiply-accumulates of one image through all of the paths where what they share up to a
+    stage is computed once, as `evaluate_paths` does; the sum of their costs in a model that is no
+    sequence."""
+    cost(space, paths[0])
+    runner = _COUNTERS[space][None].runner
+    known = {
+        (number, prefix): measured.macs
+        for path in paths
+        for number, (prefix, measured) in enumerate(runner.prefixes(space.key(path)))
+    }
+    return sum(known.values())
 
 
 _COUNTERS: weakref.WeakKeyDictionary[SearchSpace, dict[Form | None, _Counter]] = (

@@ -128,6 +128,13 @@ class Runner:
             yield measured
         self._last = form
 
+    def prefixes(self, key: Key) -> Iterator[tuple[Key, Any]]:
+        """For each stage, what is chosen up to it, and what was measured of it."""
+        prefix: Key = ()
+        for (_, choices), measured in zip(self._parts, self.run(key), strict=True):
+            prefix += tuple(key[position] for _, position in choices)
+            yield prefix, measured
+
     def output(self, key: Key) -> Any:
         """Zeros in the form of the network's output."""
         for _ in self.run(key):

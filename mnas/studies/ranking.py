@@ -134,6 +134,25 @@ class Networks:
         return Quality(*np.mean(found, 0))
 
 
+def of_networks(
+    scores: ArrayLike, networks: Networks, draws: int = 200, seed: int = HALVES_SEED
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The middle 95 % of tau, and of tau within strata, over networks drawn anew (bootstrap)."""
+    scores, random = np.asarray(scores, float), np.random.default_rng(seed)
+    found = []
+    for _ in range(draws):
+        some = random.integers(len(scores), size=len(scores))
+        drawn = networks[some]
+        found.append(
+            (
+                tau(scores[some], drawn.truth),
+                tau_within(scores[some], drawn.truth, drawn.strata),
+            )
+        )
+    low, high = np.quantile(found, [0.025, 0.975], axis=0).tolist()
+    return (low[0], high[0]), (low[1], high[1])
+
+
 def halves(number: int, seed: int = HALVES_SEED) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Distinct networks by their numbers: those to choose recipes on, and those to report on."""
     order = np.random.default_rng(seed).permutation(number)
@@ -148,13 +167,18 @@ def one_hot(paths: ArrayLike) -> Array:
     return np.column_stack([np.ones(len(paths)), *columns]).astype(float)
 
 
-def linear(design: Array, trained: ArrayLike, accuracies: ArrayLike, ridge: float = RIDGE) -> Array:
-    """Scores of all networks by a linear model of log error, least squares with a penalty on all
-    but the constant. design: as from `one_hot`. trained: numbers of networks, with their accuracies
-    in percent."""
-    x, y = design[trained], np.log(100 - np.asarray(accuracies, float))
-    penalty = np.diag([0.0] + [ridge] * (design.shape[1] - 1))
-    return -design @ np.linalg.solve(x.T @ x + penalty, x.T @ y)
+def linear(design: Array, trained: ArrayLike, accuracies: ArrayLike) -> Array:
+    """Scores of all networks by a linear model of log error. design: as from `one_hot`. trained:
+    numbers of networks, with their accuracies in percent."""
+    return -ridge(design, trained, np.log(100 - np.asarray(accuracies, float)))
+
+
+def ridge(design: Array, rows: ArrayLike, y: ArrayLike, penalty: float = RIDGE) -> Array:
+    """Least squares of y (rows,) on rows of a design (networks, columns), with a penalty on the
+    squares of all coefficients but the constant; the values of all networks."""
+    x, weight = design[rows], np.full(design.shape[1], penalty)
+    weight[0] = 0
+    return design @ np.linalg.solve(x.T @ x + np.diag(weight), x.T @ np.asarray(y, float))
 
 
 class Worth(NamedTuple):

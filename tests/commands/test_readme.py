@@ -39,11 +39,11 @@ def test_the_walk_through_a_new_space_runs_and_is_short(capsys):
 
 def test_every_command_parses():
     from benchmarks import benchmark, freezing, spaces
-    from mnas.commands import evaluate, export, report, search, study, train
+    from mnas.commands import evaluate, export, rank, report, search, study, train
 
     tools = {"train.py": train, "evaluate.py": evaluate, "export.py": export}
     tools |= {"freezing.py": freezing, "spaces.py": spaces, "benchmark.py": benchmark}
-    tools |= {"study.py": study, "report.py": report, "search.py": search}
+    tools |= {"study.py": study, "report.py": report, "search.py": search, "rank.py": rank}
     parsed = 0
     for line in BASH:
         for command in line.split("&&"):

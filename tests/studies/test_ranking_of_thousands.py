@@ -101,11 +101,15 @@ def test_the_linear_model_equals_torch_least_squares():
     assert np.linalg.matrix_rank(design) == 17
     truth = NETWORKS.truth
     everything = np.arange(3969)
-    found = ranking.linear(design, everything, truth, ridge=0)
+    found = -ranking.ridge(design, everything, np.log(100 - truth), penalty=0)
     x, y = torch.from_numpy(design), torch.log(100 - torch.from_numpy(truth))
     expected = -x @ torch.linalg.lstsq(x, y[:, None]).solution[:, 0]
     np.testing.assert_allclose(found, expected)
     assert ranking.tau(found, truth) == pytest.approx(0.869, abs=0.001)
+    penalised = ranking.ridge(design, everything[:50], y[:50].numpy(), penalty=2.0)
+    extended = torch.cat([x[:50], 2.0**0.5 * torch.eye(17, dtype=x.dtype)[1:]])
+    target = torch.cat([y[:50], torch.zeros(16, dtype=y.dtype)])[:, None]
+    np.testing.assert_allclose(penalised, (x @ torch.linalg.lstsq(extended, target).solution)[:, 0])
 
 
 def test_halves_are_two_fixed_halves():

@@ -1,0 +1,155 @@
+"""Scores of thousands of networks of a supernet on validation images, beside published
+accuracies.
+
+- `mnas rank --checkpoint RUN --data-root DIR`: all networks that have a published accuracy
+- `mnas rank --checkpoint RUN --networks 600`: so many paths, drawn by the seed
+
+The same command continues what was stopped. Comparisons are of the half of the networks that
+recipes are chosen on, unless --half says otherwise (docs/protocol-ranking.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from mnas.commands.options import Count, Seed, UserPath
+from mnas.errors import Failure, user_input, writing
+from mnas.training import runtime
+from mnas.training.saved import open_run
+
+if TYPE_CHECKING:
+    from mnas.reference import Table
+    from mnas.training.saved import SavedRun
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    checkpoint: UserPath
+    "Run directory of a supernet, from tools/train.py."
+    networks: Annotated[str, Parameter(show_default=True)] = "all"
+    "all, or how many paths, drawn by --seed."
+    images: Count = 2_000
+    "Validation images to score on, the first ones."
+    bn: Literal["recalibrate", "stored"] = "recalibrate"
+    "Running statistics: of --bn-images for each network, or as stored."
+    bn_images: Count = 500
+    "Training images that statistics are recalibrated on."
+    half: Literal["choosing", "reporting", "both"] = "choosing"
+    "The networks to compare: those that recipes are chosen on, or those that are reported."
+    seed: Seed = 0
+    "For --networks N."
+    data_root: UserPath = Path("data")
+    "Where the data sets other than mnist are; of folder, the folder."
+    threads: Count | None = None
+    "Threads. [default: all cores]"
+    out: UserPath | None = None
+    "Where scores and tables are written. [default: rankings/ and the name of the run]"
+
+
+app = App(help=__doc__, help_format="markdown", version_flags=())
+
+
+@app.default
+def main(options: Options) -> None:
+    number = _number(options.networks)
+    import hashlib
+
+    from tqdm import tqdm
+
+    from mnas import reference
+    from mnas.storage import files, strict_json
+    from mnas.studies import compared, scored
+
+    threads = options.threads or runtime.default_threads()
+    runtime.configure_runtime(threads)
+    run = open_run(options.checkpoint)
+    if run.config["mode"] != "supernet":
+        raise Failure(
+            f"{run.directory.path} is a run of networks from scratch; expected a supernet", 2
+        )
+    run.say_if_unfinished()
+    name = run.config["space"]
+    table = reference.get(name) if name in reference.TABLES else None
+    paths = scored.drawn(_available(run, table), number, options.seed)
+    out = options.out or Path("rankings") / run.directory.path.resolve().name
+    with files.open_regular(run.directory.path / "checkpoint.pt") as weights:
+        digest = hashlib.file_digest(weights, "sha256").hexdigest()
+    settings = {
+        "space": name,
+        "dataset": run.config["dataset"],
+        "resolution": run.config.get("resolution"),
+        "checkpoint_sha256": digest,
+        "networks": len(paths),
+        "seed": options.seed if number else None,
+        "images": options.images,
+        "bn_images": options.bn_images if options.bn == "recalibrate" else None,
+        "threads": threads,
+    }
+    with user_input(files.FolderError):
+        scored.Scores(out, settings)  # before data are loaded
+    data = runtime.load_data(
+        run.config["dataset"],
+        options.data_root,
+        run.config.get("limit_train"),
+        resolution=run.config.get("resolution"),
+    )
+    with user_input():
+        run.space.check_images(data.train.images, run.config["dataset"])
+    split = runtime.for_training(data.validation.first(options.images))
+    bn_images = None
+    if options.bn == "recalibrate":
+        bn_images = runtime.in_memory_order(data.train.images[: options.bn_images])
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with user_input(files.FolderError), files.Folder(out, scored.FORMAT).lock():
+        scores = scored.Scores(out, settings)
+        total = len(paths) * len(split)
+        with (
+            writing(out),
+            contextlib.closing(tqdm(total=total, unit="img", unit_scale=True, disable=None)) as bar,
+        ):
+            scores.score(run.supernet(), paths, split, bn_images, bar.update)
+        cost = scores.cost()
+        if table is None:
+            print(f"{len(paths)} paths in {out}/rows.jsonl; no accuracies of {name} are published")
+            return
+        with user_input():
+            rows = compared.compare(
+                table, compared.of_paths(table, scores.rows, paths), options.half
+            )
+        title = f"{name} on {run.config['dataset']}: a supernet beside published accuracies"
+        page = compared.page(title, rows, cost, threads)
+        with writing(out):
+            scores.keep(f"{options.half}.jsonl", strict_json.lines(rows))
+            scores.keep(f"{options.half}.md", page)
+    print(page, end="")
+
+
+def _number(text: str) -> int | None:
+    """None for all. Raises Failure for what is no number of networks."""
+    if text == "all":
+        return None
+    if not text.isdecimal() or not 0 < int(text) < 2**31:
+        raise Failure(f"--networks {text!r}; expected all, or a whole number above 0", status=2)
+    return int(text)
+
+
+def _available(run: SavedRun, table: Table | None) -> list[tuple[int, ...]]:
+    """The paths that have a published accuracy, or all of a small space."""
+    from mnas.space.search_space import MANY
+
+    if table is not None:
+        return [tuple(path) for path in table.paths.tolist()]
+    if run.space.size > MANY:
+        raise Failure(
+            f"space {run.space.name} has {run.space.size:,} networks and no published accuracies; "
+            f"expected {MANY:,} networks at most, or a space that has them",
+            status=2,
+        )
+    return list(run.space.paths())

@@ -1,0 +1,123 @@
+"""Scores of a supernet beside published accuracies, baselines and the ceiling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnas.reference import Table
+from mnas.studies import ranking
+from mnas.studies.baselines import baselines, depth
+from mnas.studies.ranking import Networks
+
+LEAST = 20  # networks, to say anything of their order
+HEADERS = (
+    "score",
+    "tau within depth",
+    "regret, equal MACs",
+    "tau",
+    "regret, top 10",
+    "regret, top 50",
+    "worth networks",
+)
+
+
+def of_paths(table: Table, rows: list[dict[str, Any]], paths: list[tuple[int, ...]]) -> Scores:
+    """Scores of all rows of a table by name (n,), NaN where there is none: the loss, negative;
+    top-1; and the loss smoothed: a linear model of its logarithm, fitted to the supernet's own."""
+    where = [table.rows[path] for path in paths]
+    # A loss that is not finite, written as null, ranks last.
+    losses = np.array([np.inf if row["val_loss"] is None else row["val_loss"] for row in rows])
+    found = {name: np.full(len(table), np.nan) for name in ("loss", "top-1", "smoothed loss")}
+    found["loss"][where] = -np.minimum(losses, 1e9)
+    found["top-1"][where] = [row["val_top1"] for row in rows]
+    smooth = ranking.ridge(ranking.one_hot(table.paths), where, np.log(np.clip(losses, 1e-9, 1e9)))
+    found["smoothed loss"][where] = -smooth[where]
+    return found
+
+
+Scores = Mapping[str, NDArray[np.float64]]
+
+
+def compare(table: Table, scores: Scores, half: str) -> list[dict[str, Any]]:
+    """Quality of each score on the networks of a half ("choosing", "reporting" or "both") of which
+    there is a score, the mean over their paths; of the baselines on the same networks; and of one
+    training. The exchange rate is by linear models fitted to networks of the other half.
+
+    Raises ValueError for too few networks."""
+    distinct = table.distinct
+    averaged = {name: table.averaged(values) for name, values in scores.items()}
+    known = np.flatnonzero(~np.isnan(np.array(list(averaged.values()))).any(0))
+    choosing, reporting = ranking.halves(len(distinct))
+    everything = np.arange(len(distinct))
+    judged, fitted = {
+        "choosing": (choosing, reporting),
+        "reporting": (reporting, choosing),
+        "both": (everything, everything),
+    }[half]
+    judged = np.intersect1d(judged, known)
+    if len(judged) < LEAST:
+        raise ValueError(
+            f"{len(judged)} networks of the half {half!r} have a score; expected {LEAST} at least: "
+            "raise --networks"
+        )
+    networks = Networks(distinct.accuracies, depth(distinct), distinct.macs)
+    of_half = networks[judged]
+    curve = ranking.exchange(distinct.paths, networks.runs, networks.strata, fitted, judged)
+    rows = [{"score": "one training (ceiling)", **_of(of_half.ceiling(), curve)}]
+    for name, values in averaged.items():
+        quality = of_half.quality(values[judged])
+        overall, within = ranking.of_networks(values[judged], of_half)
+        noise = {"tau_interval": overall, "within_interval": within}
+        rows.append({"score": f"supernet, {name}", **_of(quality, curve), **noise})
+    for name, values in baselines(distinct).items():
+        rows.append({"score": name, **_of(of_half.quality(values[judged]), curve)})
+    return [{**row, "networks": len(judged), "half": half} for row in rows]
+
+
+def _of(quality: ranking.Quality, curve: ranking.Exchange) -> dict[str, Any]:
+    return {**quality._asdict(), "worth": list(curve.worth(quality.tau))}
+
+
+def page(title: str, rows: list[dict[str, Any]], cost: Mapping[str, float], threads: int) -> str:
+    """The comparison as Markdown."""
+    from tabulate import tabulate
+
+    cells = [
+        (
+            row["score"],
+            _with(row["within"], row.get("within_interval")),
+            f"{row['equal']:.2f}",
+            _with(row["tau"], row.get("tau_interval")),
+            f"{row['top10']:.2f}",
+            f"{row['top50']:.2f}",
+            _networks(row["worth"]),
+        )
+        for row in rows
+    ]
+    table = tabulate(cells, HEADERS, tablefmt="github", disable_numparse=True)
+    return (
+        f"# {title}\n"
+        f"{rows[0]['networks']:,} distinct networks (half: {rows[0]['half']}). Regret in points of "
+        "published accuracy; intervals of tau: other networks drawn (95 %); of the number of "
+        "networks that a linear model needs for the same tau: draws of these. Definitions: "
+        "docs/ranking.md.\n\n"
+        f"{table}\n\n"
+        f"Scoring: {cost['paths']:,.0f} paths in {cost['seconds']:,.0f} s on {threads} threads, "
+        f"{cost['macs']:.3g} MACs x images with shared prefixes, 1/"
+        f"{cost['macs_alone'] / cost['macs']:.2f} of each path alone.\n"
+    )
+
+
+def _with(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def _networks(worth: list[float]) -> str:
+    if np.isinf(worth[0]):
+        return "more than any"
+    low, high = (f"{end:.0f}" if np.isfinite(end) else "inf" for end in worth[1:])
+    return f"{worth[0]:.0f} [{low}, {high}]"

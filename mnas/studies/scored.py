@@ -1,0 +1,154 @@
+"""Scores of many networks of a supernet, in a folder that is continued where it was stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from msgspec import Meta, Struct
+
+from mnas.networks.cost import cost, shared_macs
+from mnas.networks.evaluate import evaluate_paths
+from mnas.storage import strict_json
+from mnas.storage.files import Folder
+from mnas.storage.strict_json import FolderError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mnas.space.supernet import Supernet
+    from mnas.training.data import Split
+
+FORMAT = "mnas-scores-1"
+CHUNK = 81  # paths that are scored together: four decisions of three, whose beginning is shared
+FILES = ("settings.json", "rows.jsonl", "chunks.jsonl")
+NotNegative = Annotated[float, Meta(ge=0)]
+
+
+class Row(Struct, forbid_unknown_fields=True):
+    """A path. val_loss in nats; val_top1 a share, 0 to 1."""
+
+    arch: str
+    val_loss: float | None
+    val_top1: Annotated[float, Meta(ge=0, le=1)]
+    params: int
+    macs: int
+
+
+class Chunk(Struct, forbid_unknown_fields=True):
+    """What a number of paths took. macs: multiply-accumulates x images of scoring and
+    recalibration, with what paths share counted once; macs_alone: of each path by itself."""
+
+    paths: int
+    seconds: NotNegative
+    macs: NotNegative
+    macs_alone: NotNegative
+
+
+class Scores:
+    """rows.jsonl has a row for each path so far, in the order of paths; chunks.jsonl what they
+    took. settings.json: what must be the same to go on; raises FolderError where it is not."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self._folder = path, Folder(path, FORMAT)
+        self.rows: list[dict[str, Any]] = []
+        self.chunks: list[dict[str, Any]] = []
+        if "settings.json" not in self._folder.names():
+            self._check_empty()
+        else:
+            known = strict_json.parse(self._folder.read("settings.json"), dict, path)
+            for key in [*known, *settings]:
+                if known.get(key) != settings.get(key):
+                    raise FolderError(
+                        f"{path} has scores with {key}={known.get(key)!r}, not "
+                        f"{settings.get(key)!r}; give another --out"
+                    )
+            self.rows, self.chunks = self._read("rows", Row), self._read("chunks", Chunk)
+        self.settings = settings
+
+    def _check_empty(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise FolderError(f"{self.path} is a file; give --out a directory")
+        if self.path.exists() and any(not f.name.startswith(".") for f in self.path.iterdir()):
+            if self._folder.unwritten():
+                return  # a kill left this of the first write
+            raise FolderError(f"{self.path} holds other files; give another --out")
+
+    def _read(self, name: str, kind: type) -> list[dict[str, Any]]:
+        file = f"{name}.jsonl"
+        return strict_json.parse_lines(self._folder.read(file), kind, self.path / file)
+
+    def _write(self) -> None:
+        self._folder.write(
+            {
+                "settings.json": strict_json.dumps(self.settings, indent=2) + "\n",
+                "rows.jsonl": strict_json.lines(self.rows),
+                "chunks.jsonl": strict_json.lines(self.chunks),
+            },
+            settle=True,
+        )
+
+    def score(
+        self,
+        net: Supernet,
+        paths: Sequence[tuple[int, ...]],
+        split: Split,
+        bn_images: Tensor | None,
+        progress: Callable[[int], Any] = lambda _: None,
+    ) -> None:
+        """Score what is still missing of paths (in lexicographic order, so that neighbours share
+        most), and write it down chunk by chunk. progress: is told of images, each path's counted.
+
+        Raises FolderError where rows are of other paths."""
+        space = net.space
+        names = [space.format(path) for path in paths]
+        if [row["arch"] for row in self.rows] != names[: len(self.rows)]:
+            raise FolderError(f"{self.path / 'rows.jsonl'} is of other networks; restore it")
+        images = len(split) + (0 if bn_images is None else len(bn_images))
+        progress(len(self.rows) * len(split))
+        for some in _chunks(paths, len(self.rows)):
+            began = time.monotonic()
+            scores = evaluate_paths(
+                net, some, split.images, split.labels, bn_images=bn_images, progress=progress
+            )
+            seconds = time.monotonic() - began
+            costs = [cost(space, path) for path in some]
+            for path, score, of_path in zip(some, scores, costs, strict=True):
+                row = {"arch": space.format(path), "val_loss": score.loss, "val_top1": score.top1}
+                self.rows.append({**row, **of_path._asdict()})
+            macs = shared_macs(space, some) * images
+            alone = sum(of_path.macs for of_path in costs) * images
+            self.chunks.append(
+                {"paths": len(some), "seconds": seconds, "macs": macs, "macs_alone": alone}
+            )
+            self._write()
+
+    def keep(self, name: str, text: str) -> None:
+        """A further file beside the rows."""
+        self._folder.write({name: text}, settle=True)
+
+    def cost(self) -> dict[str, float]:
+        """The sums over chunks."""
+        return {key: float(sum(chunk[key] for chunk in self.chunks)) for key in COSTS}
+
+
+COSTS = ("paths", "seconds", "macs", "macs_alone")
+
+
+def _chunks(paths: Sequence[tuple[int, ...]], done: int) -> Iterator[Sequence[tuple[int, ...]]]:
+    while done < len(paths):
+        end = min(len(paths), (done // CHUNK + 1) * CHUNK)
+        yield paths[done:end]
+        done = end
+
+
+def drawn(paths: Sequence[tuple[int, ...]], number: int | None, seed: int) -> list[tuple[int, ...]]:
+    """So many of the paths, drawn without replacement, in lexicographic order; None: all."""
+    ordered = sorted(paths)
+    if number is None or number >= len(ordered):
+        return ordered
+    some = np.random.default_rng(seed).choice(len(ordered), number, replace=False)
+    return [ordered[i] for i in sorted(some)]
