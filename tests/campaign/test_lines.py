@@ -52,6 +52,11 @@ TOOLS = {
         {"--checkpoint": "none"},
         {"--checkpoint": PATHS, "--arch": WORDS, "--threads": INTEGERS},
     ),
+    "search": (
+        {"--checkpoint": "none"},
+        {"--checkpoint": PATHS, "--sampler": WORDS, "--trials": INTEGERS, "--batch": INTEGERS},
+        {"--max-macs": INTEGERS, "--storage": PATHS, "--out": PATHS},
+    ),
     "export": (
         {"--checkpoint": "none", "--arch": "conv3x3-conv3x3", "--out": "out"},
         {"--checkpoint": PATHS, "--arch": WORDS, "--seed": INTEGERS},
