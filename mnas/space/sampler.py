@@ -86,6 +86,39 @@ class FairSampler:
         self.left = [list(dealt) for dealt in left]
 
 
+class GroupSampler:
+    """The paths of another sampler with some decisions fixed: those of a sub-supernet (Zhao et al.,
+    ICML 2021, "Few-Shot Neural Architecture Search"), which is a copy of the supernet that trains
+    them alone.
+
+    fixed: positions of decisions, each with the index of its value. Raises ValueError for what the
+    space has not."""
+
+    def __init__(self, space: SearchSpace, sampler: Sampler, fixed: Mapping[int, int]) -> None:
+        sizes = [len(decision) for decision in space.decisions]
+        for position, index in fixed.items():
+            if not (0 <= position < len(sizes) and 0 <= index < sizes[position]):
+                raise ValueError(
+                    f"fixed has value {index} of decision {position}; expected one of decisions "
+                    f"with {sizes} values"
+                )
+        self.space, self.sampler, self.fixed = space, sampler, dict(fixed)
+
+    def __iter__(self) -> GroupSampler:
+        return self
+
+    def __next__(self) -> Path:
+        path = next(self.sampler)
+        return self.space.canonical(tuple(self.fixed.get(n, i) for n, i in enumerate(path)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError for the state of another kind of sampler."""
+        self.sampler.load_state_dict(state)
+
+
 class FixedSampler:
     """Always the same path: training one network."""
 
