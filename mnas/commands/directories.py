@@ -19,7 +19,7 @@ def default_out(config: dict[str, Any]) -> Path:
         config["mode"],
         config.get("rule"),
         config.get("arch"),
-        config["space"],
+        config["space"].rpartition(":")[2],  # of a file, the function
         config["dataset"],
         f"seed{config['seed']}",
     ]
@@ -41,6 +41,29 @@ def newest(given: dict[str, Any]) -> Path:
     if not runs:
         raise Failure("there is no run under runs/ to resume; say which with --out DIR", status=2)
     return max(runs, key=lambda path: (path / "config.json").stat().st_mtime)
+
+
+def check_space(directory: RunDirectory, stored: dict[str, Any], given: dict[str, Any]) -> None:
+    """A file with a space is run only if it is named anew, and as the run was begun with it."""
+    digest = stored.get("space_sha256")
+    if digest is not None and "space" not in given:
+        raise Failure(
+            f"{directory.path} has a space of its own, from {stored['space']}; give it again with "
+            "--space, for a run directory runs no file by itself",
+            status=2,
+        )
+    if stored["space"] != given.get("space", stored["space"]):
+        raise Failure(
+            f"{directory.path} was begun with --space {stored['space']}, not {given['space']}; "
+            "resume with the same settings or choose another directory",
+            status=2,
+        )
+    if digest != given.get("space_sha256"):
+        raise Failure(
+            f"{stored['space']} has changed since {directory.path} was begun; restore the file, or "
+            "start a new run",
+            status=2,
+        )
 
 
 def runs(directory: RunDirectory, config: dict[str, Any], space: SearchSpace) -> list[Run]:

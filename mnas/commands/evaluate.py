@@ -24,6 +24,8 @@ from mnas.training.saved import open_run
 class Options:
     checkpoint: UserPath
     "Run directory of tools/train.py."
+    space: str | None = None
+    "Needed for a run with a space of your own: path/to/file.py:function, as it was trained with."
     arch: str = "all"
     "The network, as conv3x3-conv5x5; all; or random: one drawn by --seed."
     split: Literal["test", "validation"] = "test"
@@ -67,7 +69,7 @@ def main(options: Options) -> None:
     from mnas.training.trainer import BN_IMAGES
 
     runtime.configure_runtime(options.threads or runtime.default_threads())
-    run = open_run(options.checkpoint)
+    run = open_run(options.checkpoint, options.space)
     run.say_if_unfinished()
     archs = run.archs(options.arch, options.seed)
     bn = options.bn or run.config.get("bn", "stored")

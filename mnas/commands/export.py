@@ -48,6 +48,8 @@ class Options:
     format: Literal["source", "safetensors", "torch-export", "onnx"] = "source"
     """Files to write: model.py with weights.pt or weights.safetensors; model.pt2, for
     torch.export.load; model.onnx."""
+    space: str | None = None
+    "Needed for a run with a space of your own: path/to/file.py:function, as it was trained with."
     bn: Literal["recalibrate", "stored"] | None = None
     "Running statistics: of 2,000 training images, or as stored. [default: as the run was scored]"
     seed: Seed = 0
@@ -80,7 +82,7 @@ def main(options: Options) -> None:
     from mnas.training.trainer import BN_IMAGES
 
     runtime.configure_runtime(options.threads or runtime.default_threads())
-    run = open_run(options.checkpoint)
+    run = open_run(options.checkpoint, options.space)
     run.say_if_unfinished()
     if options.arch == "all":
         raise Failure(

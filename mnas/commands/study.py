@@ -39,9 +39,10 @@ Row = dict[str, Any]
 @dataclass(frozen=True, kw_only=True)
 class Options:
     space: str = "mil4"
-    "Search space; help lists them."
+    "Search space; help lists them. path/to/file.py:function: what a function of your own returns."
     dataset: str = "mnist"
-    "mnist (embedded), fashion-mnist, kmnist, qmnist or emnist-digits."
+    """mnist (embedded), fashion-mnist, kmnist, qmnist, emnist-digits or cifar10; folder: images in
+    {train,test}/CLASS/ below --data-root."""
     data_root: UserPath = Path("data")
     "Where the data sets other than mnist are, or are downloaded to."
     recipe: Literal["short", "long"] = "short"
@@ -104,10 +105,10 @@ def arms(
 ) -> list[Plan]:
     """The two that every study has, without runs from scratch if they are another's, the variants
     of the further analyses, and rules, by the costs of their steps."""
-    from mnas.training.one_run import DEFAULTS
+    from mnas.training.one_run import DEFAULTS, named_space
 
     recipe = RECIPES.get((options.space, options.recipe), RECIPES["mil4", options.recipe])
-    given = {"space": options.space, "dataset": options.dataset, "threads": threads}
+    given = {**named_space(options.space), "dataset": options.dataset, "threads": threads}
     given |= {"limit_train": options.limit_train, "limit_test": options.limit_test}
     given |= {"device": device} if device != "cpu" else {}
     supernet, scratch = (
@@ -154,8 +155,8 @@ def main(options: Options | None = None) -> None:
         print(list_spaces())
         return
 
-    from mnas import spaces
     from mnas.storage.strict_json import FolderError
+    from mnas.training import one_run
     from mnas.training.run_directory import RunDirectory
 
     device = runtime.device(options.device)
@@ -163,7 +164,7 @@ def main(options: Options | None = None) -> None:
     threads = options.threads or max(1, runtime.default_threads() // jobs)
     name = "_".join(
         [
-            options.space,
+            options.space.rpartition(":")[2],
             options.dataset.split("-")[0],
             *(["long"] if options.recipe == "long" else []),
             *(["rules"] if options.rules else []),
@@ -172,7 +173,7 @@ def main(options: Options | None = None) -> None:
     out = options.out or Path("results") / f"{name}_n{options.seeds}"
     root = options.runs or Path("runs") / name
     with user_input():
-        space = spaces.get(options.space)
+        space = one_run.space_of(one_run.named_space(options.space))
         costs = step_costs(options.rules, space)
     archs = networks(space, options)
     if len(archs) < 2:

@@ -48,7 +48,8 @@ class Options:
     """What to train: all networks of the space in one supernet, or single networks from random
     weights. [required]"""
     space: str | None = None
-    "Search space; help lists them. [default: mil4]"
+    """Search space; help lists them. path/to/file.py:function: what a function of your own returns.
+    [default: mil4]"""
     arch: str | None = None
     "scratch: the network, as conv3x3-conv5x5; all: each of the space; random: one drawn by --seed."
     dataset: str | None = None
@@ -199,10 +200,13 @@ def _main(options: Options, group: Processes) -> None:
 
     from mnas.training.run_directory import RunDirectory
 
+    if options.space is not None:
+        given |= one_run.named_space(options.space)
     if options.resume:
         directory = RunDirectory(options.out or directories.newest(given))
         with user_input():
             stored = directory.config()
+        directories.check_space(directory, stored, given)
         config = {**stored, **given}
         for key, (usual, flag) in UNWRITTEN.items():
             began, now = (c.get(key, usual) for c in (stored, config))
@@ -273,7 +277,7 @@ def _train(
     _note_crowding(options.jobs * group.world, config["threads"])
     runs = directories.runs(directory, config, space)
     outcomes = sweep.train(runs, options.jobs, options.data_root, options.checkpoint_every, group)
-    sweep.check(runs, outcomes, resume_command(directory.path))
+    sweep.check(runs, outcomes, resume_command(directory.path, config))
     if config.get("arch") == "all":
         directories.join(directory, config, runs, outcomes)
 
@@ -335,7 +339,9 @@ def _resolve(config: dict[str, Any]) -> dict[str, Any]:
     if config.get("start"):
         config["start"] = str(Path(config["start"]).expanduser())
         for path in space.paths() if config["arch"] == "all" else [space.parse(config["arch"])]:
-            one_run.exported(Path(config["start"]), space.name, space.format(path))
+            one_run.exported(
+                Path(config["start"]), space.name, space.format(path), one_run.own_space(config)
+            )
     _resolve_rule(config, space)
     return config
 

@@ -62,6 +62,9 @@ def get(name: str, resolution: int | None = None) -> SearchSpace:
     """A named space with its default widths. resolution: pixels a side of the images that it is to
     take; None for its own. Raises ValueError that lists the names."""
     if not isinstance(name, str) or name not in SPACES:
-        raise ValueError(f"space {name!r} is unknown; expected one of {', '.join(SPACES)}")
+        raise ValueError(
+            f"space {name!r} is unknown; expected one of {', '.join(SPACES)}, or "
+            "path/to/file.py:function"
+        )
     space = SPACES[name]()
     return space if resolution is None else space.at(resolution)

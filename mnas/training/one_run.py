@@ -182,7 +182,7 @@ def _train(
             state = {"trainer": trainer.state_dict(), "weights": weights}
             directory.save(state, trainer.rows, time.monotonic() - begun)
 
-    how = resume_command(run.path)
+    how = resume_command(run.path, run.config)
     _to_the_end(trainer, report, save, checkpoint_every, processes, how)
     seconds = time.monotonic() - begun
     summary = {**identity(run.config), "train_seconds": round(seconds, 2), "steps": trainer.step}
@@ -226,11 +226,33 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in ("mode", "space", "dataset", "seed")}
 
 
-def space_of(config: dict[str, Any]) -> SearchSpace:
-    """The search space of these settings. Raises ValueError."""
-    from mnas import spaces
+def named_space(space: str) -> dict[str, str]:
+    """The settings for a space that the user has named: for one in a file, where that is and its
+    digest. Raises Failure where it cannot be read."""
+    from mnas.spaces import own
 
-    return spaces.get(config["space"], config.get("resolution"))
+    if not own.is_own(space):
+        return {"space": space}
+    with user_input():
+        source = own.read(space)
+    return {"space": source.name, "space_sha256": source.sha256}
+
+
+def space_of(config: dict[str, Any]) -> SearchSpace:
+    """The search space of these settings, which the user has given or confirmed: those of a
+    directory alone run no file. Raises ValueError."""
+    from mnas import spaces
+    from mnas.spaces import own
+
+    if config.get("space_sha256") is None:
+        return spaces.get(config["space"], config.get("resolution"))
+    space = own.load(config["space"], config["space_sha256"])
+    return space.at(config["resolution"]) if config.get("resolution") else space
+
+
+def own_space(config: dict[str, Any]) -> str | None:
+    """For opening runs of the same space."""
+    return config["space"] if config.get("space_sha256") else None
 
 
 def trainer_of(config: dict[str, Any], data: Data, processes: Processes = ALONE) -> Trainer:
@@ -250,7 +272,9 @@ def trainer_of(config: dict[str, Any], data: Data, processes: Processes = ALONE)
             space, data.train, data.validation, recipe, config["seed"], **options, **rule
         )
     path = space.parse(config["arch"])
-    start = exported(Path(config["start"]), space.name, config["arch"]) if config["start"] else None
+    start = None
+    if config["start"]:
+        start = exported(Path(config["start"]), space.name, config["arch"], own_space(config))
     return scratch_trainer(
         space, path, data.train, data.validation, recipe, config["seed"], start, **rule
     )
@@ -264,18 +288,19 @@ def rule_options(config: dict[str, Any], data: Data | None = None) -> dict[str, 
     own = RULES[config.get("rule", "single_path")].options
     found = {name: config[name] for name in own if name in config}
     if "teacher" in found:
-        found["teacher"] = teacher(Path(found["teacher"]), data)
+        found["teacher"] = teacher(Path(found["teacher"]), data, own_space(config))
     return found
 
 
-def teacher(run: Path, data: Data | None = None) -> nn.Module:
-    """The network of a finished run, in evaluation mode; of several the dearest."""
+def teacher(run: Path, data: Data | None = None, own_space: str | None = None) -> nn.Module:
+    """The network of a finished run, in evaluation mode; of several the dearest. own_space: as of
+    `open_run`."""
     import mnas
     from mnas.networks.cost import extremes, size
     from mnas.networks.export import compact
     from mnas.training.trainer import BN_IMAGES
 
-    finished = open_run(run)
+    finished = open_run(run, own_space)
     if not finished.directory.finished:
         raise Failure(
             f"--teacher {run} is not finished; continue it with --resume --out {run} first",
@@ -302,11 +327,11 @@ def digest(network: nn.Module) -> str:
     return found.hexdigest()
 
 
-def exported(run: Path, space: str, arch: str) -> dict[str, Any]:
-    """The state dict of a network as a finished run holds it."""
+def exported(run: Path, space: str, arch: str, own_space: str | None = None) -> dict[str, Any]:
+    """The state dict of a network as a finished run holds it. own_space: as of `open_run`."""
     from mnas.networks.export import compact
 
-    finished = open_run(run)
+    finished = open_run(run, own_space)
     if not finished.directory.finished:
         raise Failure(
             f"--start {run} is not finished; continue it with --resume --out {run} first", status=2

@@ -123,9 +123,10 @@ class SavedRun:
             ) from error
 
 
-def open_run(path: Path) -> SavedRun:
-    """A run directory, or the checkpoint.pt in it."""
-    from mnas import spaces
+def open_run(path: Path, space: str | None = None) -> SavedRun:
+    """A run directory, or the checkpoint.pt in it. space: as the user has named it. A directory may
+    come from anybody, so a file that it names is not run: whoever opens the run names the file,
+    and its content must be what the run was begun with."""
     from mnas.training.run_directory import RunDirectory
 
     with user_input():
@@ -143,10 +144,31 @@ def open_run(path: Path) -> SavedRun:
                 f"{directory.path} does not hold the weights of a {config['mode']} run; restore it",
                 2,
             )
-        space = spaces.get(config["space"], config.get("resolution"))
-        return SavedRun(directory, config, space, weights)
+        return SavedRun(directory, config, _space(directory, config, space), weights)
 
 
-def resume_command(directory: Path) -> str:
-    """What to add to the command to continue a run, as a shell takes it."""
-    return f"--resume --out {shlex.quote(str(directory))}"
+def _space(directory: RunDirectory, config: dict[str, Any], given: str | None) -> SearchSpace:
+    from mnas import spaces
+    from mnas.spaces import own
+
+    stored, digest = config["space"], config.get("space_sha256")
+    if digest is None:
+        if given not in (None, stored):
+            raise Failure(
+                f"{directory.path} is a run of space {stored}, not {given}; leave out --space", 2
+            )
+        return spaces.get(stored, config.get("resolution"))
+    if given is None or not own.is_own(given):
+        raise Failure(
+            f"{directory.path} has a space of its own, which was in {stored}; a run directory "
+            "runs no file by itself: name the file with --space path/to/file.py:function",
+            status=2,
+        )
+    space = own.load(given, digest)
+    return space.at(config["resolution"]) if config.get("resolution") else space
+
+
+def resume_command(directory: Path, config: dict[str, Any]) -> str:
+    """What to add to the command to continue a run of these settings, as a shell takes it."""
+    own = f" --space {shlex.quote(config['space'])}" if config.get("space_sha256") else ""
+    return f"--resume --out {shlex.quote(str(directory))}{own}"

@@ -123,7 +123,9 @@ def attempt(
     except Failure as failure:
         return failure
     except LostError as error:
-        return Failure(f"{error}; continue with {resume_command(run.path)} under torchrun")
+        return Failure(
+            f"{error}; continue with {resume_command(run.path, run.config)} under torchrun"
+        )
     except Exception as error:  # no memory left, or a mistake of ours: the other runs go on
         traceback.print_exc()
         return Failure(f"{type(error).__name__}: {error}")

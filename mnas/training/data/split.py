@@ -141,7 +141,7 @@ def resized(images: np.ndarray, side: int) -> np.ndarray:
         return images
     small = np.empty((len(images), side, side, images.shape[3]), np.uint8)
     for start in range(0, len(images), 1_000):
-        some = torch.from_numpy(images[start : start + 1_000]).permute(0, 3, 1, 2).float()
+        some = torch.tensor(images[start : start + 1_000]).permute(0, 3, 1, 2).float()
         some = F.interpolate(some, (side, side), mode="area").round().to(torch.uint8)
         small[start : start + 1_000] = some.permute(0, 2, 3, 1).numpy()
     return small
