@@ -141,6 +141,7 @@ def test_help_needs_no_torch():
         "spaces": "--page",
         "benchmark": "--only",
         "study": "--seeds",
+        "rank": "--networks",
         "search": "--sampler",
         "report": "rows.js",
     }
