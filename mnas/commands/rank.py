@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 class Options:
     checkpoint: UserPath
     "Run directory of a supernet, from tools/train.py."
+    space: str | None = None
+    "Needed for a run with a space of your own: path/to/file.py:function, as it was trained with."
     networks: Annotated[str, Parameter(show_default=True)] = "all"
     "all, or how many paths, drawn by --seed."
     images: Count = 2_000
@@ -68,7 +70,7 @@ def main(options: Options) -> None:
 
     threads = options.threads or runtime.default_threads()
     runtime.configure_runtime(threads)
-    run = open_run(options.checkpoint)
+    run = open_run(options.checkpoint, options.space)
     if run.config["mode"] != "supernet":
         raise Failure(
             f"{run.directory.path} is a run of networks from scratch; expected a supernet", 2
@@ -99,6 +101,12 @@ def main(options: Options) -> None:
         run.config.get("limit_train"),
         resolution=run.config.get("resolution"),
     )
+    if run.directory.data() not in (None, data.found):
+        raise Failure(
+            f"{run.directory.path} was trained with other data than {run.config['dataset']} has "
+            f"now in {options.data_root}; restore them, or give their --data-root",
+            status=2,
+        )
     with user_input():
         run.space.check_images(data.train.images, run.config["dataset"])
     split = runtime.for_training(data.validation.first(options.images))

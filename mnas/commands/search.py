@@ -29,6 +29,8 @@ Budget = Annotated[int, Parameter(converter=_integer, validator=Number(gt=0, lt=
 class Options:
     checkpoint: UserPath
     "Run directory of tools/train.py --mode supernet."
+    space: str | None = None
+    "Needed for a run with a space of your own: path/to/file.py:function, as it was trained with."
     sampler: Literal["random", "tpe", "nsga2"] = "nsga2"
     "How networks are drawn."
     trials: Count = 200
@@ -80,7 +82,7 @@ def main(options: Options) -> None:
     from mnas.training.trainer import BN_IMAGES
 
     runtime.configure_runtime(options.threads or runtime.default_threads())
-    run = open_run(options.checkpoint)
+    run = open_run(options.checkpoint, options.space)
     run.say_if_unfinished()
     if run.config["mode"] != "supernet":
         raise Failure(
@@ -90,7 +92,10 @@ def main(options: Options) -> None:
         )
     bn = options.bn or run.config.get("bn", "stored")
     data = runtime.load_data(
-        run.config["dataset"], options.data_root, run.config.get("limit_train")
+        run.config["dataset"],
+        options.data_root,
+        run.config.get("limit_train"),
+        resolution=run.config.get("resolution"),
     )
     split = data.validation.first(options.limit_validation)
     bn_images = data.train.images[:BN_IMAGES] if bn == "recalibrate" else None

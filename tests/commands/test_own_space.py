@@ -117,6 +117,15 @@ def test_a_space_of_ones_own_is_trained_scored_and_exported(command, file, tmp_p
     assert [row["arch"] for row in rows(out)] == ["k3", "k5"]
     summary = json.loads((run / "summary.json").read_text())
     assert [r["test_top1"] for r in rows(out)] == [p["test_top1"] for p in summary["paths"]]
+    ranked = ("rank", "--checkpoint", run, "--images", 20, "--out", tmp_path / "ranked")
+    searched = ("search", "--checkpoint", run, "--trials", 2, "--limit-validation", 20)
+    for wanted in (ranked, searched):
+        assert "name the file with --space" in refused(command(*wanted))
+    status, said, error = command(*ranked, "--space", space)
+    assert status == 0, error
+    assert [row["arch"] for row in rows(tmp_path / "ranked" / "rows.jsonl")] == ["k3", "k5"]
+    status, said, error = command(*searched, "--space", space)
+    assert status == 0, error
     moved = shutil.copy(file, tmp_path / "moved.py")  # the content is what counts
     status, said, error = command(*export, "--space", f"{moved}:mine")
     assert status == 0, error

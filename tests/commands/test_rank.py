@@ -3,6 +3,7 @@ kills, and what is wrong."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,12 @@ def test_rows_equal_networks_scored_one_by_one_and_the_command_continues(trained
         done = rank(trained, *arguments, "--out", "whole")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert message in done.stderr
+    other = trained / "images" / "test" / "0" / "other.png"
+    shutil.copy(other.with_name("0.png"), other)
+    done = rank(trained, "--networks", 120, "--out", "whole")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "run was trained with other data than folder has now in images" in done.stderr
+    other.unlink()
     done = rank(trained, "--networks", 9, "--out", "few")
     assert done.returncode == 2
     assert "expected 20 at least: raise --networks" in done.stderr

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -156,7 +157,7 @@ class _Kept:
         try:
             with np.load(io.BytesIO(self.folder.read(self.name)), allow_pickle=False) as held:
                 return [held[n] for n in ARRAYS] if str(held["key"]) == self.key else None
-        except (FolderError, OSError, KeyError, ValueError):
+        except (FolderError, OSError, KeyError, ValueError, zipfile.BadZipFile):
             return None
 
     def write(self, arrays: list[np.ndarray]) -> None:
