@@ -137,7 +137,13 @@ def joined() -> Iterator[Processes]:
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     with _answering():
-        distributed.init_process_group(backend, timeout=WAIT)
+        # torch gives a restarted process the store of the one before it, with the addresses of
+        # processes that are gone, which whoever is quick reads before they are written anew.
+        store, rank, world = next(distributed.rendezvous("env://", timeout=WAIT))
+        store = distributed.PrefixStore(f"restart_{restarts('RESTART_COUNT')}", store)
+        distributed.init_process_group(
+            backend, store=store, rank=rank, world_size=world, timeout=WAIT
+        )
     try:
         yield Processes(distributed.get_rank(), world)
     finally:

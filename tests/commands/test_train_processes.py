@@ -20,13 +20,13 @@ SUPERNET = ("--mode", "supernet", *QUICK, "--epochs", 1)
 LONG = ("--mode", "supernet", *QUICK, "--epochs", 12, "--validate-every", 12)
 
 
-def begin(*arguments, number=2, restarts=0):
+def begin(*arguments, number=2, restarts=0, script=ROOT / "tools" / "train.py"):
     """torchrun, under way."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={number}", f"--max-restarts={restarts}"]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [*command, str(ROOT / "tools" / "train.py"), *map(str, arguments)],
+        [*command, str(script), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -118,6 +118,33 @@ def test_three_processes_go_on_by_themselves_under_max_restarts(tmp_path):
     assert said.count("continuing at step") == said.count("results in") == 1
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     assert state["trainer"]["step"] == 120
+
+
+RESTARTED = """
+import os, time
+from mnas.training.processes import joined, restarts
+
+again = restarts("RESTART_COUNT")
+if again and os.environ["RANK"] == "0":
+    time.sleep(3)  # the others ask for its address before it has one
+with joined() as processes:
+    ranks = processes.gathered(processes.rank)
+    if processes.first:
+        print("joined", again, ranks, flush=True)
+    if not again and processes.rank == 1:
+        raise SystemExit(1)
+    processes.gathered(0)
+"""
+
+
+@pytest.mark.slow
+def test_restarted_processes_wait_for_the_one_that_is_slow(tmp_path):
+    """None takes the address of a process that is gone."""
+    script = tmp_path / "restarted.py"
+    script.write_text(RESTARTED)
+    status, said, error = train(script=script, number=3, restarts=1)
+    assert status == 0, error
+    assert said.splitlines() == ["joined 0 [0, 1, 2]", "joined 1 [0, 1, 2]"]
 
 
 @pytest.mark.slow
