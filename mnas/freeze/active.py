@@ -117,6 +117,7 @@ class Mask:
 
 
 Masks = frozenset[Mask]
+NOWHERE: frozenset[Masks] = frozenset()
 MOST_PASSES = 16  # under way at a time
 MANY = 8  # passes under different masks; from here on it is looked whether a reset is among them
 _LOCK = threading.Lock()
@@ -131,7 +132,7 @@ class Activity:
     def __init__(self, parameter: nn.Parameter, of_paths: bool) -> None:
         self.of_paths = of_paths
         self.masks: list[Mask] = []  # in force; equal ones may be there more than once
-        self.reached: frozenset[Masks] = frozenset()
+        self.reached: frozenset[Masks] = NOWHERE
         """For each pass that has reached it since the last reset, the masks that were in force."""
         self._delivered = False  # by a pass, since the last step
         self._passes: set[int] = set()  # under way that run a path with it
@@ -174,16 +175,12 @@ class Activity:
         nothing."""
         grad = parameter.grad
         if grad is None or not (self._delivered or self._by_others(parameter) or grad.any()):
-            self.reached, self._delivered = frozenset(), False
+            self.reached, self._delivered = NOWHERE, False
             if not (self.of_paths or self.masks):
                 self._leave(parameter)
         elif not self.reached:
             self.reached = frozenset({frozenset()})  # set by hand, or by another process
         return frozenset(masks.union(self.masks) for masks in self.reached)
-
-    def end(self) -> None:
-        """After a step."""
-        self._delivered = self._cut = False
 
     def add(self, mask: Mask) -> None:
         self.masks.append(mask)
@@ -284,15 +281,23 @@ def follow(parameter: nn.Parameter, of_paths: bool = False) -> Activity:
 def reset(parameters: Iterable[Tensor], set_to_none: bool) -> None:
     """Reset gradients as torch does, and with them what is active."""
     for parameter in parameters:
-        grad, activity = parameter.grad, activity_of(parameter)
-        if grad is not None:
+        if (grad := parameter.grad) is not None:
             if set_to_none:
                 parameter.grad = None
             else:
                 (grad.detach_() if grad.grad_fn is not None else grad.requires_grad_(False)).zero_()
+    end(parameters, after_step=False)
+
+
+def end(parameters: Iterable[Tensor], after_step: bool = True) -> None:
+    """A step has been made, or else a reset. One loop without calls: a step trains few of a
+    supernet's many parameters, and this looks at all."""
+    for parameter in parameters:
+        activity = getattr(parameter, "_mnas", None)
         if activity is not None:
-            activity.reached = frozenset()
-            activity.end()
+            activity._delivered = activity._cut = False
+            if not after_step:
+                activity.reached = NOWHERE
 
 
 def processes() -> int:

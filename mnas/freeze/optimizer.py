@@ -121,7 +121,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset gradients, and with them what is active."""
-        active.reset(self._parameters(), set_to_none)
+        for group in self.param_groups:
+            active.reset(group["params"], set_to_none)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -136,7 +137,10 @@ class MaskedOptimizer(torch.optim.Optimizer):
             self.inner.param_groups = []
             for group in self.param_groups:
                 fused = bool(group.get("fused"))
-                tensors = [t for p in group["params"] for t in self._tensors(p, fused, gathered)]
+                some = group["params"]
+                if self.policy == "frozen":  # most of a supernet's have none
+                    some = [p for p in some if p.grad is not None]
+                tensors = [t for p in some for t in self._tensors(p, fused, gathered)]
                 self.inner.param_groups.append({**group, "params": tensors})
             self._step_inner()
         finally:
@@ -145,9 +149,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         for group, stepped in zip(self.param_groups, self.inner.param_groups, strict=True):
             # Some optimizers count steps there.
             group.update({key: value for key, value in stepped.items() if key != "params"})
-        for parameter in self._parameters():
-            if (activity := activity_of(parameter)) is not None:
-                activity.end()
+        for group in self.param_groups:
+            active.end(group["params"])
         return loss
 
     def dense_state(self, parameter: Tensor) -> dict[str, Tensor]:
@@ -288,8 +291,6 @@ class MaskedOptimizer(torch.optim.Optimizer):
     def _tensors(self, parameter: Tensor, fused: bool, gathered: list[Pieces]) -> list[Tensor]:
         """What the wrapped optimizer is to step in place of a parameter: itself, unless some of it
         may be frozen, or a fused kernel would read its memory in the wrong order."""
-        if parameter.grad is None and self.policy == "frozen":
-            return []  # most of a supernet's
         activity = activity_of(parameter)
         passes = WHOLE
         if self.policy == "frozen" and activity is not None:
