@@ -44,7 +44,7 @@ class Noting(Ours):
     def __call__(self, _: nn.Module, __: Any, output: Any) -> None:
         if not self.activities or torch._C._are_functorch_transforms_active():
             return
-        for tensor in tree_leaves(output):
+        for tensor in (output,) if isinstance(output, Tensor) else tree_leaves(output):
             if isinstance(tensor, Tensor) and tensor.requires_grad:
                 tensor.register_hook(self._reach)
 

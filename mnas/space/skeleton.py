@@ -63,6 +63,8 @@ def substitute(module: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -
     """The module with some submodules replaced; what holds none of them is shared, not copied."""
     if module in replacements:
         return replacements[module]
+    if not module._modules:  # most of them; this runs in every forward pass
+        return module
     children = {
         n: substitute(child, replacements)
         for n, child in module._modules.items()
