@@ -23,6 +23,7 @@ COMMANDS = {
 SOURCE = Path(__file__).parents[2]  # of a checkout; benchmarks are not installed
 OF_SOURCE = ("benchmark", "freezing", "spaces")
 DRAWING = ("rank", "study", "report", "benchmark", "freezing", "spaces")  # need the extra `report`
+SEVERAL = ("train",)  # for processes of torchrun; of others each would write the same files
 
 
 def main(command: str | None = None) -> None:
@@ -33,6 +34,7 @@ def main(command: str | None = None) -> None:
 
 def _run(command: str | None, arguments: list[str]) -> None:
     from mnas.errors import Failure, check_extra
+    from mnas.training.processes import launched
 
     if command is None:
         command, *arguments = arguments or ["--help"]
@@ -49,6 +51,13 @@ def _run(command: str | None, arguments: list[str]) -> None:
         raise Failure(
             f"command {command!r} is unknown; expected one of {', '.join(COMMANDS)}", status=2
         )
+    helping = bool({"--help", "-h"} & set(arguments))
+    if command not in SEVERAL and not helping and (number := launched()) > 1:
+        raise Failure(
+            f"{command} is for one process, torchrun has started {number}; leave out torchrun, "
+            f"which is for {' and '.join(SEVERAL)} alone",
+            status=2,
+        )
     room = "mnas.commands"
     if command in OF_SOURCE:
         room = "benchmarks"
@@ -58,7 +67,7 @@ def _run(command: str | None, arguments: list[str]) -> None:
                 status=2,
             )
         sys.path.insert(0, str(SOURCE))
-    if command in DRAWING and not {"--help", "-h"} & set(arguments):
+    if command in DRAWING and not helping:
         check_extra("report", "matplotlib", "scipy")
     import_module(f"{room}.{command}").app(
         arguments, exit_on_error=False, print_error=False, result_action="return_value"

@@ -122,7 +122,7 @@ def run(command: Callable[[list[str]], None]) -> None:
             reason = f"cannot write to standard output ({out.lost.strerror})"
             message, status = f"{reason}; what was written to files is complete", 1
         if message:
-            print(f"error: {message}", file=sys.stderr)
+            sys.stderr.write(f"error: {message}\n")  # whole, beside other processes of torchrun
         sys.stderr.flush()
     finally:
         sys.stdout, sys.stderr = streams

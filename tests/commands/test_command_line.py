@@ -115,6 +115,20 @@ def test_bad_input_is_one_line_and_status_2(case, monkeypatch, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"])
+def test_what_torchrun_starts_several_times_is_refused(command, monkeypatch, capsys):
+    """Before anything is opened: each would write the same files. One process is any other."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, error = in_process(monkeypatch, capsys, command, "--no-such")
+    assert (status, error.count("\n")) == (2, 1)
+    assert f"error: {command} is for one process, torchrun has started 2; leave out" in error
+    assert in_process(monkeypatch, capsys, command, "--help")[0] == 0
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    status, _, error = in_process(monkeypatch, capsys, command, "--no-such")
+    assert (status, "torchrun" in error) == (2, False)
+
+
 def test_space_help_lists_the_spaces(monkeypatch, capsys):
     status, out, _ = in_process(monkeypatch, capsys, "train", "--space", "help")
     assert status == 0

@@ -187,6 +187,18 @@ def test_what_does_not_fit_several_processes_is_one_line(case, tmp_path):
     assert message in error
 
 
+@pytest.mark.slow
+def test_other_commands_are_for_one_process(tmp_path):
+    arguments = ("--mode", "supernet", "--out", tmp_path / "out")
+    status, _, error = train(*arguments, script=ROOT / "tools" / "study.py")
+    assert status == 1
+    assert {*errors(error)} == {
+        "error: study is for one process, torchrun has started 2; leave out torchrun, which is for "
+        "train alone"
+    }
+    assert not [*tmp_path.iterdir()]
+
+
 def test_own_paths_need_several_processes(tmp_path, monkeypatch, capsys):
     arguments = (*SUPERNET, "--paths-per-rank", "--out", tmp_path / "run")
     status, _, error = in_process(monkeypatch, capsys, "train", *arguments)
