@@ -115,7 +115,7 @@ class Options:
     policy: Literal["frozen", "torch"] | None = None
     """supernet: entries that a step does not use stay, or move on by stock momentum and decay.
     [default: frozen]"""
-    start: str | None = None
+    start: UserPath | None = None
     "scratch: a supernet's run whose weights the network begins with. [default: random weights]"
     validate_every: Count | None = None
     "Epochs between validations; a supernet validates every network. [default: 1]"
@@ -337,7 +337,7 @@ def _resolve(config: dict[str, Any]) -> dict[str, Any]:
         elif scratch:
             config["arch"] = space.format(space.parse(config["arch"]))
     if config.get("start"):
-        config["start"] = str(Path(config["start"]).expanduser())
+        config["start"] = str(config["start"])
         for path in space.paths() if config["arch"] == "all" else [space.parse(config["arch"])]:
             one_run.exported(
                 Path(config["start"]), space.name, space.format(path), one_run.own_space(config)

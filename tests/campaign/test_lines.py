@@ -13,6 +13,7 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import ROOT
 from extent import share
 from test_damage import Server, verdict
@@ -20,11 +21,19 @@ from test_damage import Server, verdict
 WORDS = ("x", "", "../x", "a" * 5000, "all ", "\n", "--", "é", "0", "-1")
 INTEGERS = ("x", "", "1.5", "-1", "1e3", "nan", "inf", "9" * 40, "0x10", "True", "1 2")
 NUMBERS = ("x", "", "-1", "0", "nan", "inf", "-inf", "1e400", "1,5", "True")
+RULES = ("distilled", "fair=", "fair=x", "fair=0", "fair=-1", "fair=nan", "=2", "fair=1=1")
 PATHS = ("", "x" * 300, "/dev/null/x", "/proc/nothing/x", "~nobody-of-that-name/x", "a\0b")
-# Of each tool: what a good line of it needs, and its options by kind.
-TOOLS = {
-    "train": (
-        {"--mode": "supernet", "--out": "out"},
+SHARES = (*(number for number in NUMBERS if number != "0"), "1.5", "2")
+WEIGHTS = (*(number for number in NUMBERS if number != "0"), "1e7")
+DEVICES = (*WORDS, "cuda:0", "gpu", "CPU", *(["cuda"] if not torch.cuda.is_available() else []))
+SUPERNET = {"--mode": "supernet", "--out": "out"}
+SCRATCH = {"--mode": "scratch", "--arch": "all", "--out": "out"}
+OPTIONAL = {"train": {"--out"}, "study": {"--out", "--runs"}}
+# Of each tool, or of a part of it: what a good line of it needs, and its options by kind.
+TOOLS = [
+    (
+        "train",
+        SUPERNET,
         {
             "--mode": WORDS,
             "--space": WORDS,
@@ -47,30 +56,78 @@ TOOLS = {
             "--threads": INTEGERS,
         },
         {"--validate-every": INTEGERS, "--epochs": NUMBERS, "--lr": NUMBERS, "--out": PATHS},
+        {"--device": DEVICES, "--resolution": (*INTEGERS, "0", "1", "4097")},
+        {"--checkpoint-every": INTEGERS, "--jobs": (*INTEGERS, "2"), "--start": PATHS},
+        {"--data-root": PATHS[-2:], "--arch": WORDS},
+        # In place of a value: options of rules that are not the one that is meant.
+        {"--paths-per-rank": ("--threads",), "--momentum-groups": ("2",), "--ghost": ("16",)},
+        {"--temperature": ("2",), "--rank-weight": ("1",), "--decay-largest": ("1",)},
     ),
-    "evaluate": (
+    ("train", {**SUPERNET, "--rule": "sandwich"}, {"--random-paths": (*INTEGERS, "0", "1e9")}),
+    (
+        "train",
+        {**SUPERNET, "--rule": "ranked"},
+        {"--random-paths": (*INTEGERS, "1"), "--rank-weight": WEIGHTS},
+    ),
+    ("train", {**SUPERNET, "--rule": "fair"}, {"--sampler": (*WORDS, "uniform")}),
+    (
+        "train",
+        {**SUPERNET, "--rule": "path_dropout"},
+        {"--drop": (*SHARES, "1"), "--ghost": (*INTEGERS, "0")},
+    ),
+    (
+        "train",
+        {**SUPERNET, "--rule": "dynamic"},
+        {"--momentum-groups": (*INTEGERS, "0"), "--drop": ("0.5",)},
+        {"--decay-smallest": (*NUMBERS, "1e7"), "--decay-largest": (*NUMBERS, "1e7")},
+    ),
+    (
+        "train",
+        {**SUPERNET, "--rule": "distilled", "--teacher": "none"},
+        {"--teacher": PATHS, "--temperature": NUMBERS, "--distill-weight": SHARES},
+    ),
+    (
+        "train",
+        SCRATCH,
+        {"--rule": (*WORDS, "fair", "sandwich", "path_dropout", "ranked", "dynamic")},
+        {"--arch": WORDS, "--start": PATHS, "--jobs": INTEGERS, "--policy": ("frozen", "torch")},
+    ),
+    (
+        "evaluate",
         {"--checkpoint": "none"},
-        {"--checkpoint": PATHS, "--arch": WORDS, "--threads": INTEGERS},
+        {"--checkpoint": PATHS, "--arch": WORDS, "--threads": INTEGERS, "--device": DEVICES},
+        {"--bn": WORDS, "--split": WORDS, "--limit-test": INTEGERS, "--seed": INTEGERS},
     ),
-    "search": (
+    (
+        "search",
         {"--checkpoint": "none"},
         {"--checkpoint": PATHS, "--sampler": WORDS, "--trials": INTEGERS, "--batch": INTEGERS},
         {"--max-macs": INTEGERS, "--storage": PATHS, "--out": PATHS},
     ),
-    "export": (
+    (
+        "export",
         {"--checkpoint": "none", "--arch": "conv3x3-conv3x3", "--out": "out"},
-        {"--checkpoint": PATHS, "--arch": WORDS, "--seed": INTEGERS},
+        {"--checkpoint": PATHS, "--arch": WORDS, "--seed": INTEGERS, "--format": WORDS},
     ),
-    "study": (
+    (
+        "rank",
+        {"--checkpoint": "none"},
+        {"--checkpoint": PATHS, "--networks": INTEGERS, "--half": WORDS, "--bn": WORDS},
+        {"--images": INTEGERS, "--bn-images": INTEGERS, "--seed": INTEGERS, "--out": PATHS},
+    ),
+    (
+        "study",
         {"--out": "out", "--runs": "runs"},
-        {"--space": WORDS, "--recipe": WORDS, "--seeds": INTEGERS},
+        {"--space": WORDS, "--recipe": WORDS, "--seeds": INTEGERS, "--device": DEVICES},
+        {"--rules": (*WORDS, *RULES), "--epochs": NUMBERS, "--truth": PATHS, "--jobs": INTEGERS},
+        {"--networks": (*INTEGERS, "1"), "--seed": INTEGERS, "--limit-train": INTEGERS},
     ),
-}
-NO_FAULT = {("--seed", "0"), ("--arch", "--")}
+]
+NO_FAULT = {("--seed", "0"), ("--arch", "--"), ("--rules", "--")}
 
 
 def wrong_lines():
-    for tool, (needed, *kinds) in TOOLS.items():
+    for tool, needed, *kinds in TOOLS:
         for option, values in (
             (option, values) for kind in kinds for option, values in kind.items()
         ):
@@ -85,9 +142,7 @@ def wrong_lines():
             (tool, [*line, extra])
             for extra in ("x", "--no-such", "-q", "--seed", "--mode=", "--threads=1=1")
         )
-        for missing in needed.keys() - (
-            {"--out"} if tool == "train" else {"--out", "--runs"} if tool == "study" else set()
-        ):
+        for missing in needed.keys() - OPTIONAL.get(tool, set()) - {"--rule"}:
             yield tool, [part for pair in needed.items() if pair[0] != missing for part in pair]
 
 
@@ -110,11 +165,12 @@ def test_a_wrong_command_line_is_one_line_and_leaves_nothing_behind(tmp_path, mo
                 outcome[2][-500:],
                 list(tmp_path.iterdir()),
             )
-            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+            for left in tmp_path.iterdir():
+                shutil.rmtree(left, ignore_errors=True)
     serve.stop()
     print(f"\n{number} command lines", *wrong.items(), sep="\n")
     assert not wrong
-    assert number >= 200
+    assert number >= 900
 
 
 COMMAND = (
