@@ -66,7 +66,7 @@ def main(options: Options) -> None:
 
     from mnas import reference
     from mnas.storage import files, strict_json
-    from mnas.studies import compared, scored
+    from mnas.studies import compared, compute, scored
 
     threads = options.threads or runtime.default_threads()
     runtime.configure_runtime(threads)
@@ -123,7 +123,9 @@ def main(options: Options) -> None:
             contextlib.closing(tqdm(total=total, unit="img", unit_scale=True, disable=None)) as bar,
         ):
             scores.score(run.supernet(), paths, split, bn_images, bar.update)
-        cost = scores.cost()
+        training = compute.of_run(run)
+        with writing(out):
+            scores.keep("supernet.json", strict_json.dumps(training, indent=2) + "\n")
         if table is None:
             print(f"{len(paths)} paths in {out}/rows.jsonl; no accuracies of {name} are published")
             return
@@ -132,7 +134,8 @@ def main(options: Options) -> None:
                 table, compared.of_paths(table, scores.rows, paths), options.half
             )
         title = f"{name} on {run.config['dataset']}: a supernet beside published accuracies"
-        page = compared.page(title, rows, cost, threads)
+        costs = compute.shown(training, scores.cost(), threads, compute.full_training(table))
+        page = compared.page(title, rows, costs)
         with writing(out):
             scores.keep(f"{options.half}.jsonl", strict_json.lines(rows))
             scores.keep(f"{options.half}.md", page)

@@ -82,8 +82,8 @@ def _of(quality: ranking.Quality, curve: ranking.Exchange) -> dict[str, Any]:
     return {**quality._asdict(), "worth": list(curve.worth(quality.tau))}
 
 
-def page(title: str, rows: list[dict[str, Any]], cost: Mapping[str, float], threads: int) -> str:
-    """The comparison as Markdown."""
+def page(title: str, rows: list[dict[str, Any]], costs: str) -> str:
+    """The comparison as Markdown. costs: as a text."""
     from tabulate import tabulate
 
     cells = [
@@ -106,9 +106,7 @@ def page(title: str, rows: list[dict[str, Any]], cost: Mapping[str, float], thre
         "networks that a linear model needs for the same tau: draws of these. Definitions: "
         "docs/ranking.md.\n\n"
         f"{table}\n\n"
-        f"Scoring: {cost['paths']:,.0f} paths in {cost['seconds']:,.0f} s on {threads} threads, "
-        f"{cost['macs']:.3g} MACs x images with shared prefixes, 1/"
-        f"{cost['macs_alone'] / cost['macs']:.2f} of each path alone.\n"
+        f"{costs}"
     )
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 import mnas
 from mnas import reference
 from mnas.networks.cost import shared_macs
-from mnas.studies import compared, ranking, scored
+from mnas.studies import compared, compute, ranking, scored
 from mnas.training import data
 from mnas.training.saved import open_run
 
@@ -78,6 +78,15 @@ def test_rows_equal_networks_scored_one_by_one_and_the_command_continues(trained
     assert "| supernet, loss" in done.stdout
     assert (trained / "whole" / "choosing.md").read_text() == done.stdout
     table = {row["score"]: row for row in rows(trained / "whole" / "choosing.jsonl")}
+
+    training = json.loads((trained / "whole" / "supernet.json").read_text())
+    assert training["config"] == run.config
+    assert training["steps"] == len(loaded.train.images) // 60 == 6
+    of_path = compute.macs_of_step(run.space, run.config)
+    assert training["macs"] == pytest.approx(3 * of_path * 60 * training["steps"])
+    assert training["seconds"] == run.directory.seconds() > 0
+    full = f"{training['macs'] / (3 * 50 * 50_000 * 105_660_928):.2g}"
+    assert f"| {full} " in done.stdout.partition("| training, 6 steps")[2].partition("\n")[0]
 
     # The same numbers from rows alone.
     reftable = reference.get("nb_macro")
