@@ -7,10 +7,12 @@ from torch import nn
 from mnas.space.choice import Choice
 from mnas.space.search_space import SearchSpace
 from mnas.spaces.blocks import Residual, conv_bn, inverted_residual
+from mnas.spaces.remade import remade
 
 __all__ = ["Residual", "nb_macro"]
 
 
+@remade
 def nb_macro() -> SearchSpace:
     """NAS-Bench-Macro (Su et al., CVPR 2021, "Prioritized Architecture Sampling with Monto-Carlo
     Tree Search"): eight choices of identity or inverted residual on images of 3x32x32, 6,561

@@ -11,6 +11,7 @@ from mnas.space.choice import Choice
 from mnas.space.decision import Decision
 from mnas.space.search_space import SearchSpace
 from mnas.spaces.blocks import Excite, Residual, conv_bn
+from mnas.spaces.remade import remade
 
 STAGES = (
     # widths, depths, kernels, stride, expansion
@@ -25,6 +26,7 @@ STAGES = (
 Stage = tuple[Sequence[int], Sequence[int], Sequence[int], int, int]
 
 
+@remade
 def bignas(
     stems: Sequence[int] = (32, 40),
     stages: Sequence[Stage] = STAGES,

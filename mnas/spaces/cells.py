@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from mnas.space.choice import Choice
 from mnas.space.decision import Decision
 from mnas.space.search_space import SearchSpace
+from mnas.spaces.remade import remade
 
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 
 
+@remade
 def nas_bench_201(
     width: int = 16, cells: int = 5, classes: int = 10, image: int = 32
 ) -> SearchSpace:

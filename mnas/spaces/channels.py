@@ -10,10 +10,12 @@ from mnas.space.choice import Choice
 from mnas.space.decision import Decision
 from mnas.space.search_space import SearchSpace
 from mnas.spaces.blocks import Residual, conv_bn, inverted_residual
+from mnas.spaces.remade import remade
 
 DIGITS = (1, 2, 3, 4)
 
 
+@remade
 def channel_macro_mobilenet(
     widths: Sequence[int] = (128, 768, 768, 768, 256, 1536, 1024),
     classes: int = 10,
@@ -47,6 +49,7 @@ def channel_macro_mobilenet(
     return SearchSpace(build, name="channel_macro_mobilenet", input_shape=shape, about=about)
 
 
+@remade
 def channel_macro_resnet(
     widths: Sequence[int] = (256, 256, 256, 512, 512, 512, 512), classes: int = 10, image: int = 32
 ) -> SearchSpace:

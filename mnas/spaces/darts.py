@@ -13,11 +13,13 @@ from mnas.space.choice import Choice
 from mnas.space.decision import Decision
 from mnas.space.search_space import SearchSpace
 from mnas.spaces.blocks import Nothing, conv_bn
+from mnas.spaces.remade import remade
 
 OPERATIONS = ("max3", "avg3", "skip", "sep3", "sep5", "dil3", "dil5")
 CELLS = (*("normal", "normal", "reduce") * 2, "normal", "normal")
 
 
+@remade
 def darts(
     width: int = 16,
     cells: Sequence[str] = CELLS,

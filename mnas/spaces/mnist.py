@@ -6,8 +6,10 @@ from torch import nn
 
 from mnas.space.choice import Choice
 from mnas.space.search_space import SearchSpace
+from mnas.spaces.remade import remade
 
 
+@remade
 def mil4(channels: tuple[int, int] = (16, 32), hidden: int = 128) -> SearchSpace:
     """Two convolutions, each 3x3 or 5x5, on images of 1x28x28: four networks.
 
@@ -17,12 +19,14 @@ def mil4(channels: tuple[int, int] = (16, 32), hidden: int = 128) -> SearchSpace
     return _two_convolutions("mil4", (3, 5), channels, hidden, nested=False, about=about)
 
 
+@remade
 def mil4_nested(channels: tuple[int, int] = (16, 32), hidden: int = 128) -> SearchSpace:
     """`mil4` in which the 3x3 kernel is the centre of the 5x5 one."""
     about = "mil4 in which the 3x3 kernel is the centre of the 5x5 one"
     return _two_convolutions("mil4_nested", (3, 5), channels, hidden, nested=True, about=about)
 
 
+@remade
 def plain(
     candidates: int = 8, channels: tuple[int, int] = (16, 32), hidden: int = 128
 ) -> SearchSpace:
@@ -77,6 +81,7 @@ def _check_widths(name: str, channels: tuple[int, int], hidden: int = 1) -> None
         )
 
 
+@remade
 def mil9(channels: tuple[int, int] = (16, 32)) -> SearchSpace:
     """Two blocks of one, two or three Conv3x3-BN-ReLU on images of 1x28x28: nine networks.
 

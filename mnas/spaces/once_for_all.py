@@ -11,6 +11,7 @@ from mnas.space.choice import Choice
 from mnas.space.decision import Decision
 from mnas.space.search_space import SearchSpace
 from mnas.spaces.blocks import Depthwise, Excite, Residual, conv_bn, divisible
+from mnas.spaces.remade import remade
 
 STAGES = (
     # width, stride, activation, squeeze-and-excite
@@ -22,6 +23,7 @@ STAGES = (
 )
 
 
+@remade
 def ofa_mbv3(
     width: float = 1.0, kernel_matrices: bool = False, classes: int = 1000, image: int = 224
 ) -> SearchSpace:

@@ -9,8 +9,10 @@ from torch import nn
 from mnas.space.choice import Choice
 from mnas.space.search_space import SearchSpace
 from mnas.spaces.blocks import conv_bn, inverted_residual
+from mnas.spaces.remade import remade
 
 
+@remade
 def proxyless(
     widths: Sequence[int] = (32, 16, 32, 40, 80, 96, 192, 320),
     repeats: Sequence[int] = (4, 4, 4, 4, 4, 1),

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from mnas.space.choice import Choice
 from mnas.space.search_space import SearchSpace
 from mnas.spaces.blocks import conv_bn
+from mnas.spaces.remade import remade
 
 
+@remade
 def spos(
     widths: Sequence[int] = (16, 64, 160, 320, 640),
     repeats: Sequence[int] = (4, 4, 8, 4),

@@ -10,11 +10,13 @@ from mnas.space.choice import Choice
 from mnas.space.decision import Decision
 from mnas.space.search_space import SearchSpace
 from mnas.spaces.blocks import Nothing, conv_bn
+from mnas.spaces.remade import remade
 
 OPERATIONS = ("identity", "sep3", "sep5", "sep7", "max3", "avg3")
 SETS = tuple(frozenset(chosen) for n in (1, 2) for chosen in combinations(OPERATIONS, n))
 
 
+@remade
 def bender(
     width: int = 16, blocks: int = 4, stages: int = 3, classes: int = 10, image: int = 32
 ) -> SearchSpace:

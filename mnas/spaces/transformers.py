@@ -12,10 +12,12 @@ from torch.nn import functional as F
 from mnas.space.choice import Choice
 from mnas.space.decision import Decision
 from mnas.space.search_space import SearchSpace
+from mnas.spaces.remade import remade
 
 LAYOUT = {"qkv.weight": "(3 width) inputs", "qkv.bias": "(3 width)"}
 
 
+@remade
 def autoformer_tiny(
     embeds: Sequence[int] = (192, 216, 240),
     depths: Sequence[int] = (12, 13, 14),

@@ -2,6 +2,7 @@
 own, whatever is shared."""
 
 import copy
+import pickle
 import re
 from functools import cache
 
@@ -184,6 +185,18 @@ def test_alone_it_starts_as_in_the_supernet(name):
     assert equal(
         mnas.standalone(SPACE[name](), path), mnas.export(supernet(name, "as it begins"), path)
     )
+
+
+@pytest.mark.parametrize("name", [one for one in EACH if one.values[0].split()[0] in LARGE])
+def test_a_supernet_is_pickled_with_its_space(name):
+    net = supernet(name)
+    again = pickle.loads(pickle.dumps(net))
+    (path,), (x,) = drawn(net.space, 1), inputs(net.space, 1)
+    for of in (net, again):
+        step(lambda x, of=of: of(x, path), mnas.MaskedOptimizer(torch.optim.SGD, of, lr=0.1), x, 0)
+    assert equal(net, again)
+    torch.manual_seed(3)
+    assert equal(mnas.Supernet(again.space), supernet(name, "as it begins"))
 
 
 @pytest.mark.parametrize("name", EACH)
