@@ -6,8 +6,9 @@ Writes README.md, summary.json and figures beside rows.jsonl. Accuracies are on 
 intervals are 95 %. --headline also puts the first study into a page between the marks of that name,
 beside those studies that only differ from it in their recipe. --overview puts all studies beside
 each other. Prose is written by people: in reading.md beside the rows, which becomes a part of
-README.md, and on pages. --check writes nothing, and says which pages and numbers in prose
-(--claims) the rows contradict."""
+README.md, and on pages. --out writes one page that opens in a browser, of a study, of several, or
+of a folder of `mnas rank`, and nothing else. --check writes nothing, and says which pages and
+numbers in prose (--claims) the rows contradict."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from mnas.commands.options import UserPath
-from mnas.errors import Failure, writing
+from mnas.errors import Failure, check_extra, user_input, writing
 from mnas.studies.pages import check_page, publish, replaced
 
 OVERVIEW = ("studies", "against-first")  # the parts of docs/results.md
@@ -36,6 +37,9 @@ def main(
     ] = (),
     overview: Annotated[
         UserPath | None, Parameter(help="Page that shows all studies, as docs/results.md.")
+    ] = None,
+    out: Annotated[
+        UserPath | None, Parameter(help="One HTML file of all that is given; needs no network.")
     ] = None,
     check: Annotated[
         bool, Parameter(negative=(), help="Compare with the rows, write nothing.")
@@ -55,6 +59,10 @@ def main(
         check_page(overview, OVERVIEW, "--overview", "docs/results.md")
     if claims and not check:
         raise Failure(f"--claims {claims} is for --check; add it, or leave --claims out", status=2)
+    if out:
+        _check_out(studies, headline, overview, claims, out)
+        _browser(studies, out, check)
+        return
     if check:
         _check(studies, headline, overview, claims)
         return
@@ -68,6 +76,57 @@ def main(
 
         with writing(overview.parent):
             comparison.draw([Study(path) for path in studies], overview.with_suffix(""))
+
+
+def _check_out(
+    studies: tuple[Path, ...],
+    headline: tuple[Path, ...],
+    overview: Path | None,
+    claims: Path | None,
+    out: Path,
+) -> None:
+    """--out stands alone, and names a file. Raises Failure."""
+    if headline or overview or claims:
+        raise Failure(
+            f"--out {out} writes nothing else; leave out --headline, --overview and --claims, or "
+            "run the command twice",
+            status=2,
+        )
+    if out.is_dir() or out.suffix != ".html":
+        raise Failure(f"--out {out} is no HTML file; expected a name as report.html", status=2)
+    check_extra("report", "altair", "vl_convert")
+
+
+def _browser(paths: tuple[Path, ...], out: Path, check: bool) -> None:
+    """The page of these folders as one HTML file; check: compare what it says with that file."""
+    from mnas.storage import files
+    from mnas.studies.results import Study
+    from mnas.studies.web import parts, scores, studies
+
+    ranked = [path for path in paths if (path / "chunks.jsonl").exists()]
+    if ranked and len(paths) > 1:
+        raise Failure(
+            f"{ranked[0]} holds scores of mnas rank; expected them alone, or studies: give each an "
+            "--out",
+            status=2,
+        )
+    with user_input():
+        if ranked:
+            page = scores.page(paths[0])
+        elif len(paths) == 1:
+            page = studies.of_study(Study(paths[0]))
+        else:
+            page = studies.overview([Study(path) for path in paths], out)
+    text = parts.html(page)
+    if not check:
+        with writing(out.parent):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            files.write_atomically(out, text)
+        print(f"report: {out}")
+    elif parts.without_scripts(_text(out) or "") != parts.without_scripts(text):
+        raise Failure(f"the rows say something else than {out}; run without --check")
+    else:
+        print(f"{out} agrees with the rows")
 
 
 def shared_pages(
