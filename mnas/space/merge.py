@@ -85,8 +85,9 @@ def check_alike(name: str, present: Mapping[str, Tensor]) -> None:
 @torch.no_grad()
 def into_one_storage(parameters: Sequence[nn.Parameter]) -> None:
     """Move parameters behind each other, each where a separate tensor could begin: matrix kernels
-    may choose their code by alignment. Left alone is what cannot be together, of other types or
-    devices, and what another library or process has its hands on."""
+    may choose their code by alignment. The gaps are zeros, for checkpoints hold them. Left alone is
+    what cannot be together, of other types or devices, and what another library or process has its
+    hands on."""
     first, (*starts, end) = parameters[0], _starts(parameters)
     alike = all(
         (type(p), p.dtype, p.device) == (nn.Parameter, first.dtype, first.device)
@@ -94,7 +95,7 @@ def into_one_storage(parameters: Sequence[nn.Parameter]) -> None:
     )
     if not alike or _together(parameters) or any(p.is_shared() for p in parameters if p.is_cpu):
         return
-    storage = torch.empty(end, dtype=first.dtype, device=first.device)
+    storage = torch.zeros(end, dtype=first.dtype, device=first.device)
     for parameter, start in zip(parameters, starts, strict=True):
         # A dense layout such as channels_last is kept, any other becomes contiguous.
         stride = torch.empty_like(parameter, device="meta").stride()

@@ -187,6 +187,18 @@ def test_a_parameter_may_lie_in_memory_in_any_way(nested):
         assert torch.equal(net(x, path), logits)
 
 
+def test_nothing_of_the_memory_before_is_between_the_parameters():
+    # A checkpoint holds whole storages: what lay there before would be in it, other at each time.
+    torch.use_deterministic_algorithms(True)  # torch.empty is full of NaN
+    try:
+        net = supernet()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    held = [torch.empty(0).set_(p.untyped_storage()) for p in net.parameters()]
+    assert any(len(all_) > p.numel() for all_, p in zip(held, net.parameters(), strict=True))
+    assert all(all_.isfinite().all() for all_ in held)
+
+
 def test_candidates_are_on_one_device():
     meta = {"device": "meta"}
     for other in (
