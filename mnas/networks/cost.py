@@ -156,11 +156,11 @@ _EXTREMES: weakref.WeakKeyDictionary[SearchSpace, dict[str, Extremes]] = weakref
 
 def _climbed(space: SearchSpace, size: Callable[[Path], Any], best: Callable[..., Path]) -> Path:
     """A path that no change of a single decision improves."""
-    path = (0,) * len(space.decisions)
+    path = tuple(indices[0] for indices in space.indices)
     while True:
         before = size(path)
-        for position, decision in enumerate(space.decisions):
-            others = [(*path[:position], i, *path[position + 1 :]) for i in range(len(decision))]
+        for position, indices in enumerate(space.indices):
+            others = [(*path[:position], i, *path[position + 1 :]) for i in indices]
             path = best([path, *others], key=size)
         if size(path) == before:
             return space.canonical(path)

@@ -199,7 +199,7 @@ def agreement(
     for layer in twin.modules():
         if isinstance(layer, _BatchNorm):
             layer.train()
-    everything = tuple(torch.ones(len(decision)) for decision in net.space.decisions)
+    everything = net.space.everything()
     sums = [0.0] * len(paths)
     for x in parts:
         whole = F.log_softmax(twin(x, everything), 1)

@@ -41,8 +41,10 @@ class Search(NamedTuple):
 def suggest(trial: optuna.Trial, space: SearchSpace) -> Indices:
     """The canonical path that a trial of an optuna study suggests, a parameter a decision."""
     path = tuple(
-        decision.labels.index(trial.suggest_categorical(decision.name, decision.labels))
-        for decision in space.decisions
+        decision.labels.index(
+            trial.suggest_categorical(decision.name, [decision.labels[i] for i in indices])
+        )
+        for decision, indices in zip(space.decisions, space.indices, strict=True)
     )
     return space.canonical(path)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, reduce
+from itertools import product
 from math import prod
 from operator import mul
 
@@ -45,10 +46,26 @@ class Place:
 
 
 class Coupling:
-    """The places of a space, and the decisions that they share. lengths: of the decisions."""
+    """The places of a space, and the decisions that they share. indices: for each decision those of
+    the values that it can have."""
 
-    def __init__(self, lengths: Sequence[int], places: Sequence[Place]) -> None:
-        self.lengths, self.places = tuple(lengths), tuple(places)
+    def __init__(self, indices: Sequence[Sequence[int]], places: Sequence[Place]) -> None:
+        self.indices, self.places = tuple(map(tuple, indices)), tuple(places)
+
+    def within(self, fixed: Mapping[int, int]) -> Coupling:
+        """What is left where these decisions have one value each. Values and candidates keep their
+        numbers."""
+        indices = [[fixed[i]] if i in fixed else known for i, known in enumerate(self.indices)]
+        places = []
+        for place in self.places:
+            of = place.positions
+            left = {
+                values: candidate
+                for values, candidate in place.table.items()
+                if all(value in indices[i] for i, value in zip(of, values, strict=True))
+            }
+            places.append(Place(of, left))
+        return Coupling(indices, places)
 
     def key(self, path: Sequence[int]) -> Key:
         return tuple([p.table[tuple([path[i] for i in p.positions])] for p in self.places])
@@ -98,7 +115,7 @@ class Coupling:
     @cached_property
     def plain(self) -> bool:
         """Whether every path is a network of its own."""
-        return self.size == prod(self.lengths)
+        return self.size == prod(map(len, self.indices))
 
     def canonical(self, path: Path) -> Path:
         """The first path of the same network."""
@@ -109,18 +126,19 @@ class Coupling:
     def first(self, wanted: Mapping[int, int]) -> Path | None:
         """The first path, in the order of tuples, that has the wanted candidates at these places;
         None if there is none."""
-        rows = [(self.places[n].positions, self.places[n].rows[c]) for n, c in wanted.items()]
+        places = [(self.places[n], candidate) for n, candidate in wanted.items()]
+        rows = [(place.positions, place.rows.get(candidate, [])) for place, candidate in places]
         reading: dict[int, list[int]] = {}
         for number, (positions, _) in enumerate(rows):
             for i in positions:
                 reading.setdefault(i, []).append(number)
 
         def go_on(path: list[int], left: list[list[Path]]) -> list[int] | None:
-            while len(path) < len(self.lengths):
+            while len(path) < len(self.indices):
                 i = len(path)
                 numbers = reading.get(i, ())
                 if not numbers:
-                    path.append(0)
+                    path.append(self.indices[i][0])
                     continue
                 column = {n: rows[n][0].index(i) for n in numbers}
                 values = set.intersection(*({r[column[n]] for r in left[n]} for n in numbers))
@@ -144,14 +162,6 @@ class Coupling:
 
     def networks(self) -> Iterator[Path]:
         """The canonical paths of all networks, in the order of tuples."""
-        path = [0] * len(self.lengths)
-        while True:
-            if self.plain or self.canonical(tuple(path)) == tuple(path):
-                yield tuple(path)
-            for i in reversed(range(len(path))):
-                path[i] += 1
-                if path[i] < self.lengths[i]:
-                    break
-                path[i] = 0
-            else:
-                return
+        for path in product(*self.indices):
+            if self.plain or self.canonical(path) == path:
+                yield path

@@ -52,16 +52,17 @@ class FairSampler:
         self.space = space
         self.generator = torch.Generator().manual_seed(_whole(seed))
         self.left: list[list[int]] = [
-            [] for _ in space.choices
+            [] for _ in space.decisions
         ]  # values not yet dealt, a list per decision
 
     def __iter__(self) -> FairSampler:
         return self
 
     def __next__(self) -> Path:
-        for left, names in zip(self.left, self.space.choices, strict=True):
+        for left, values in zip(self.left, self.space.indices, strict=True):
             if not left:
-                left += torch.randperm(len(names), generator=self.generator).tolist()
+                order = torch.randperm(len(values), generator=self.generator).tolist()
+                left += [values[i] for i in order]
         return self.space.canonical(tuple(left.pop() for left in self.left))
 
     def state_dict(self) -> dict[str, Any]:
@@ -70,53 +71,19 @@ class FairSampler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError for the state of another sampler or space; then nothing has changed."""
         _check_keys(state, self.state_dict())
-        left, choices = state["left"], self.space.choices
+        left, values = state["left"], self.space.indices
         fits = (
             isinstance(left, list)
-            and len(left) == len(choices)
+            and len(left) == len(values)
             and all(isinstance(dealt, list) for dealt in left)
         )
-        if not fits or any(
-            set(dealt) - set(range(len(c))) for dealt, c in zip(left, choices, strict=True)
-        ):
+        if not fits or any(set(dealt) - set(own) for dealt, own in zip(left, values, strict=True)):
             raise ValueError(
-                f"candidates left are {left}; expected a list of indices for each of {choices}"
+                f"candidates left are {left}; expected a list of indices for each of "
+                f"{self.space.choices}"
             )
         _restore(self.generator, state["generator"])
         self.left = [list(dealt) for dealt in left]
-
-
-class GroupSampler:
-    """The paths of another sampler with some decisions fixed: those of a sub-supernet (Zhao et al.,
-    ICML 2021, "Few-Shot Neural Architecture Search"), which is a copy of the supernet that trains
-    them alone.
-
-    fixed: positions of decisions, each with the index of its value. Raises ValueError for what the
-    space has not."""
-
-    def __init__(self, space: SearchSpace, sampler: Sampler, fixed: Mapping[int, int]) -> None:
-        sizes = [len(decision) for decision in space.decisions]
-        for position, index in fixed.items():
-            if not (0 <= position < len(sizes) and 0 <= index < sizes[position]):
-                raise ValueError(
-                    f"fixed has value {index} of decision {position}; expected one of decisions "
-                    f"with {sizes} values"
-                )
-        self.space, self.sampler, self.fixed = space, sampler, dict(fixed)
-
-    def __iter__(self) -> GroupSampler:
-        return self
-
-    def __next__(self) -> Path:
-        path = next(self.sampler)
-        return self.space.canonical(tuple(self.fixed.get(n, i) for n, i in enumerate(path)))
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.sampler.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError for the state of another kind of sampler."""
-        self.sampler.load_state_dict(state)
 
 
 class FixedSampler:

@@ -73,6 +73,7 @@ class SearchSpace:
             )
         self.decisions = _decisions(name, choices, made)
         self.coupling = _coupling(self.decisions, choices)
+        self.fixed: dict[int, int] = {}
         self._places = [(choice.names, choice.table) for choice in choices]
         self._example = example
         self.input_shape: tuple[int, ...] = ()
@@ -94,6 +95,46 @@ class SearchSpace:
         twin = copy.copy(self)
         twin.build, twin._fresh = self._fresh, None
         return twin
+
+    def restricted(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> SearchSpace:
+        """The networks with these values, by the names of decisions: the space of a sub-supernet
+        (Zhao et al., ICML 2021). Paths, names and weights are those of the whole space; what is
+        sampled, listed, parsed or named an extreme is of these networks. One that no such value
+        matters to is among them.
+
+        Raises ValueError for another name or value."""
+        path, names = self.path(values, **more), {**(values or {}), **more}
+        twin = copy.copy(self)
+        twin.fixed = self.fixed | {
+            i: path[i] for i, decision in enumerate(self.decisions) if decision.name in names
+        }
+        vars(twin).pop("_within", None)
+        return twin
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """What it is restricted to, as choice0=conv5x5."""
+        return tuple(
+            f"{self.decisions[i].name}={self.decisions[i].labels[value]}"
+            for i, value in sorted(self.fixed.items())
+        )
+
+    @property
+    def indices(self) -> tuple[tuple[int, ...], ...]:
+        """For each decision those of the values that it can have: of all, or of one."""
+        return self._within.indices
+
+    def __contains__(self, path: Sequence[int]) -> bool:
+        """Whether the network of a path is one of the space."""
+        key = self.key(path)
+        return not self.fixed or self._within.first(dict(enumerate(key))) is not None
+
+    def everything(self) -> tuple[int | Tensor, ...]:
+        """The mixture of all candidates, each with the weight 1."""
+        return tuple(
+            self.fixed.get(i, torch.ones(len(decision)))
+            for i, decision in enumerate(self.decisions)
+        )
 
     def check_build(self, choices: Sequence[Choice]) -> None:
         """Raise ValueError unless a new model has the choices that the space was declared with."""
@@ -122,7 +163,7 @@ class SearchSpace:
     @property
     def size(self) -> int:
         """The number of networks, however large: paths that are one network count once."""
-        return self.coupling.size
+        return self._within.size
 
     def __len__(self) -> int:
         if self.size > sys.maxsize:
@@ -139,12 +180,14 @@ class SearchSpace:
 
     def paths(self) -> Iterator[Path]:
         """The canonical paths of all networks, the last decision varying fastest."""
-        return self.coupling.networks()
+        if not self.fixed:
+            return self.coupling.networks()
+        return iter(sorted(map(self.coupling.canonical, self._within.networks())))
 
     def path(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> Path:
         """The path with these values, by the names of decisions; the others are at their first.
 
-        Raises ValueError for another name or value."""
+        Raises ValueError for another name or value, also for one that the space has left out."""
         given = {**(values or {}), **more}
         names = [decision.name for decision in self.decisions]
         for name in given:
@@ -153,7 +196,16 @@ class SearchSpace:
                     f"space {self.name} has no decision {name!r}; expected one of "
                     f"{', '.join(names)}"
                 )
-        return tuple(d.index(given[d.name]) if d.name in given else 0 for d in self.decisions)
+        found = []
+        for decision, indices in zip(self.decisions, self.indices, strict=True):
+            index = indices[0]
+            if decision.name in given:
+                index = decision.index(given[decision.name])
+                if index not in indices:
+                    left_out = f"{decision.name}={decision.labels[index]}"
+                    raise ValueError(f"{left_out} is not in {self._title}")
+            found.append(index)
+        return tuple(found)
 
     def values(self, path: Sequence[int]) -> dict[str, Any]:
         """The values of a path, by the names of decisions."""
@@ -174,7 +226,7 @@ class SearchSpace:
     def sample(self, generator: torch.Generator | None = None) -> Path:
         """The canonical path of decisions drawn uniformly, each by itself (Guo et al., ECCV 2020,
         section 3.2)."""
-        drawn = (int(torch.randint(len(d), (), generator=generator)) for d in self.decisions)
+        drawn = (i[int(torch.randint(len(i), (), generator=generator))] for i in self.indices)
         return self.coupling.canonical(tuple(drawn))
 
     def format(self, path: Path) -> str:
@@ -188,15 +240,16 @@ class SearchSpace:
         parts = arch.split("-") if isinstance(arch, str) else []
         if len(parts) == len(self.decisions):
             found = [d.parse(part) for d, part in zip(self.decisions, parts, strict=True)]
-            if None not in found:
+            if None not in found and tuple(found) in self:
                 return tuple(found)
         raise ValueError(
-            f"architecture {arch!r} is not in space {self.name}; expected {self.describe()}"
+            f"architecture {arch!r} is not in {self._title}; expected {self.describe()}"
         )
 
     def names(self) -> list[str]:
         """Of all networks. Raises ValueError where they are more than anybody runs."""
-        if self.size > MANY or prod(self._lengths) > 100 * MANY:  # those that are one network, too
+        paths = prod(map(len, self.indices))  # those that are one network, too
+        if self.size > MANY or paths > 100 * MANY:
             raise ValueError(
                 f"space {self.name} has {self.size} networks, too many to go through; draw some, "
                 "or name one"
@@ -244,7 +297,10 @@ class SearchSpace:
         shape = (self.input_shape[0], resolution, resolution)
         if shape == self.input_shape:
             return self
-        return SearchSpace(self.build, name=self.name, input_shape=shape, about=self.about)
+        options = {"name": self.name, "about": self.about, "fresh": self._fresh}
+        twin = SearchSpace(self.build, input_shape=shape, **options)
+        twin.fixed = self.fixed
+        return twin
 
     def check_images(self, images: torch.Tensor, name: str) -> None:
         """Raise ValueError unless images (N, C, H, W) of the data set `name` are what the networks
@@ -262,10 +318,18 @@ class SearchSpace:
     def _lengths(self) -> tuple[int, ...]:
         return tuple(map(len, self.decisions))
 
+    @cached_property
+    def _within(self) -> Coupling:
+        return self.coupling.within(self.fixed) if self.fixed else self.coupling
+
+    @property
+    def _title(self) -> str:
+        return f"space {self.name}{' with ' if self.fixed else ''}{' and '.join(self.group)}"
+
     def _pattern(self) -> str:
         return " - ".join(
-            "|".join(d.format(i) if i == 0 else d.labels[i] for i in range(len(d)))
-            for d in self.decisions
+            "|".join(d.format(i) if i == indices[0] else d.labels[i] for i in indices)
+            for d, indices in zip(self.decisions, self.indices, strict=True)
         )
 
 
@@ -297,7 +361,7 @@ def _coupling(decisions: Sequence[Decision], choices: Sequence[Choice]) -> Coupl
         Place([position_of[d.name] for d in choice.decisions_at(position)], choice.table)
         for position, choice in enumerate(choices)
     ]
-    return Coupling([len(decision) for decision in decisions], places)
+    return Coupling([range(len(decision)) for decision in decisions], places)
 
 
 def _shape(given: Sequence[int]) -> tuple[int, ...]:

@@ -69,7 +69,7 @@ def _has_two(space: SearchSpace, random_paths: int, **_: Any) -> None:
 
 RULES: dict[str, Rule] = {
     "single_path": Rule(rules.single_path, lambda space: 1, alone=True),
-    "fair": Rule(rules.fair, lambda space: max(map(len, space.decisions)), sampler="fair"),
+    "fair": Rule(rules.fair, lambda space: max(map(len, space.indices)), sampler="fair"),
     "sandwich": Rule(rules.sandwich, lambda space, random_paths: 2 + random_paths),
     "distilled": Rule(rules.distilled, lambda space, **_: 1, alone=True, check=_is_teacher),
     "path_dropout": Rule(

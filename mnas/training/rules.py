@@ -109,7 +109,7 @@ def fair(step: Step) -> Report:
     the others, and all equally often over steps. One path is in memory at a time; none shares a
     prefix with another, for they part at the first choice."""
     losses = []
-    for _ in range(max(map(len, step.net.space.decisions))):
+    for _ in range(max(map(len, step.net.space.indices))):
         path = next(step.sampler)
         (logits,) = step.logits([path])
         loss = step.loss(logits, step.labels)
@@ -204,11 +204,15 @@ def path_dropout(step: Step, *, drop: float = 0.5, ghost: int = 32) -> Report:
     return Report([], total)
 
 
-def kept(step: Step, rate: float) -> tuple[Tensor, ...]:
+def kept(step: Step, rate: float) -> tuple[int | Tensor, ...]:
     """For each decision 1 for a value that stays, 0 for one that is dropped: the weights of a
-    mixture."""
-    found, generator = [], step.sampler.generator
-    for decision in step.net.space.decisions:
+    mixture. The index of the one that a restricted space leaves."""
+    found: list[int | Tensor] = []
+    space, generator = step.net.space, step.sampler.generator
+    for position, decision in enumerate(space.decisions):
+        if position in space.fixed:
+            found.append(space.fixed[position])
+            continue
         stays = torch.rand(len(decision), generator=generator) >= rate ** (1 / len(decision))
         if not stays.any():
             stays[torch.randint(len(decision), (), generator=generator)] = True
@@ -218,11 +222,10 @@ def kept(step: Step, rate: float) -> tuple[Tensor, ...]:
 
 def mixes(space: SearchSpace) -> None:
     """Raise ValueError where the outputs of the candidates have no sum."""
-    ones = tuple(torch.ones(len(decision)) for decision in space.decisions)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         inputs = space.inputs(2)
         try:
-            Supernet(space).eval()(*inputs.args, path=ones, **inputs.kwargs)
+            Supernet(space).eval()(*inputs.args, path=space.everything(), **inputs.kwargs)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"space {space.name} cannot run all candidates at once "

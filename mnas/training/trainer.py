@@ -253,16 +253,18 @@ def supernet_trainer(
     rule: str | Callable[[Step], Report] = "single_path",
     rule_options: Mapping[str, Any] | None = None,
     processes: Processes = ALONE,
+    start: dict[str, Tensor] | None = None,
 ) -> Trainer:
     """One-shot training: by default a path is sampled for each step, and only what it uses is
-    updated.
+    updated. Of a restricted space, that is a sub-supernet (`SearchSpace.restricted`).
 
     sampler: by default the one that the rule is made for, else "uniform". bn: the running
     statistics that networks are scored with, "stored" in the supernet or "recalibrate"d for each.
     policy: of the MaskedOptimizer; under "torch", stock momentum and decay go on in what a step
     does not use. watched: the networks to score; by default all, or 16 of a larger space. rule: a
     name (`mnas.training.registry.RULES`), or a function of a `Step` of your own. rule_options: of a
-    named one. processes: that share each batch.
+    named one. processes: that share each batch. start: the state dict of a supernet of the same
+    space that it begins with; by default a random start.
 
     Raises ValueError for arguments that do not fit.
     """
@@ -276,7 +278,9 @@ def supernet_trainer(
     watched = None if watched is None else checked_paths(space, watched)
     init_seed, sampler_seed, shuffle_seed = _seeds(seed)
     torch.manual_seed(init_seed)
-    net = Supernet(space, execution).to(train.images.device)
+    net = Supernet(space, execution)
+    _begin(net, start, f"a supernet of space {space.name}")
+    net.to(train.images.device)
     optimizer = MaskedOptimizer(torch.optim.SGD, net, policy=policy, **_options(recipe))
     if watched is None:
         watched = (
@@ -320,13 +324,7 @@ def scratch_trainer(
     init_seed, _, shuffle_seed = _seeds(seed)
     torch.manual_seed(init_seed)
     network = standalone(space, path)
-    if start is not None:
-        try:
-            network.load_state_dict(start)
-        except (AttributeError, RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"start does not fit {space.format(path)}: {' '.join(str(error).split())}"
-            ) from error
+    _begin(network, start, space.format(path))
     network.to(train.images.device)  # before the optimizer, whose state follows its parameters
     optimizer = torch.optim.SGD(network.parameters(), **_options(recipe))
 
@@ -339,6 +337,15 @@ def scratch_trainer(
     sampler = FixedSampler(path)
     splits, last = (train, validation), (recipe, shuffle_seed, rule, processes)
     return Trainer(space, network, optimizer, sampler, forward, score, *splits, *last)
+
+
+def _begin(module: nn.Module, start: dict[str, Tensor] | None, what: str) -> None:
+    """With these weights, if there are any. Raises ValueError where they do not fit."""
+    try:
+        if start is not None:
+            module.load_state_dict(start)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        raise ValueError(f"start does not fit {what}: {' '.join(str(error).split())}") from error
 
 
 def _draw(space: SearchSpace, number: int, seed: int) -> list[Path]:

@@ -28,13 +28,13 @@ def couplings(draw):
         rows = list(itertools.product(*(range(lengths[i]) for i in positions)))
         numbers = draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows)))
         places.append(Place(positions, dict(zip(rows, numbers, strict=True))))
-    return Coupling(lengths, places)
+    return Coupling(list(map(range, lengths)), places)
 
 
 @settings(max_examples=300, deadline=None)
 @given(couplings())
 def test_networks_are_counted_and_named_as_by_going_through_all_paths(coupling):
-    paths = list(itertools.product(*map(range, coupling.lengths)))
+    paths = list(itertools.product(*coupling.indices))
     first = {}
     for path in paths:
         first.setdefault(coupling.key(path), path)
@@ -60,11 +60,11 @@ def test_large_spaces_are_counted_without_going_through_them():
             }
             places.append(Place((depth, position, position + 1), table))
             position += 2
-    coupling = Coupling([3] * position, places)
+    coupling = Coupling([range(3)] * position, places)
     assert coupling.size == (9**2 + 9**3 + 9**4) ** 5
     # A cell that is used again and again adds nothing.
     cell = [Place((edge,), {(i,): i for i in range(5)}) for edge in range(6)]
-    assert Coupling([5] * 6, cell * 15).size == 5**6
+    assert Coupling([range(5)] * 6, cell * 15).size == 5**6
 
 
 def depth_and_kernel(blocks=2):
