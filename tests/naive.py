@@ -63,7 +63,7 @@ class Naive:
     def batch(self):
         """Of the step that comes next."""
         if self.trainer.step % self.trainer.steps_per_epoch == 0:
-            generator = copy.deepcopy(self.trainer._shuffler)
+            generator = copy.deepcopy(self.trainer.batches.generator)
             self.order = torch.randperm(len(self.trainer.train), generator=generator)
         at = self.trainer.step % self.trainer.steps_per_epoch
         batch = self.order[at * 8 : (at + 1) * 8]

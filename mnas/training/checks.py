@@ -6,7 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from mnas.space.search_space import Path, SearchSpace
+from mnas.training.batches import Batches
 from mnas.training.data import Split
 from mnas.training.processes import Processes
 from mnas.training.rules import Report
@@ -16,8 +19,12 @@ class DivergedError(ArithmeticError):
     """The loss became NaN or infinite."""
 
 
-def check_splits(space: SearchSpace, train: Split, validation: Split) -> None:
-    """Raise ValueError unless the networks of the space can learn them, on one device."""
+def check_splits(space: SearchSpace, train: Split | Batches, validation: Split) -> None:
+    """Raise ValueError unless the networks of the space can learn them, on one device. Of batches
+    that are loaded it is seen only then what they are."""
+    if isinstance(train, Batches) and not isinstance(train, (Split, *_NO_BATCHES)):
+        check_split("the validation split", validation, space)
+        return
     for name, split in (("train", train), ("validation", validation)):
         check_split(f"the {name} split", split, space)
     places = {str(t.device) for s in (train, validation) for t in (s.images, s.labels)}
@@ -26,6 +33,9 @@ def check_splits(space: SearchSpace, train: Split, validation: Split) -> None:
             f"the splits are on {', '.join(sorted(places))}; expected one device: call "
             "Split.to(device)"
         )
+
+
+_NO_BATCHES = (tuple, Mapping, str, bytes, Tensor)  # though one can go through them
 
 
 def check_split(name: str, split: Split, space: SearchSpace) -> None:
@@ -62,9 +72,11 @@ def checked_paths(space: SearchSpace, paths: Any) -> list[Path]:
     return checked
 
 
-def check_state(state: Mapping[str, Any], own: Mapping[str, Any], each: int | None) -> None:
+def check_state(
+    state: Mapping[str, Any], own: Mapping[str, Any], each: int | None, steps: int
+) -> None:
     """Raise ValueError for what a trainer would load in silence. own: its own state. each: the
-    paths that it trains in a step; None if that is unknown."""
+    paths that it trains in a step; None if that is unknown. steps: of the whole training."""
     if not isinstance(state, Mapping):
         raise ValueError(f"it is a {type(state).__name__}, expected what Trainer.state_dict gives")
     for name, value in own.items():
@@ -75,14 +87,11 @@ def check_state(state: Mapping[str, Any], own: Mapping[str, Any], each: int | No
             raise ValueError(
                 f"its {name!r} is a {type(state[name]).__name__}, expected a {kind.__name__}"
             )
-    for name in ("images", "batch_size"):
+    for name in own.keys() & {"images", "batch_size", "batches"}:
         if state[name] != own[name]:
             raise ValueError(f"its {name!r} is {state[name]}, expected {own[name]}")
-    steps = own["scheduler"]["total_steps"]
-    step, total, last = (
-        state["step"],
-        *(state["scheduler"].get(key) for key in ("total_steps", "last_epoch")),
-    )
+    step, last = state["step"], state["scheduler"].get("last_epoch")
+    total = state["scheduler"].get("total_steps", steps)  # not every schedule has it
     if not 0 <= step <= steps or total != steps:
         raise ValueError(f"it is at step {step} of {total}, expected one of {steps}")
     updates = sum(state["updates"].values())
@@ -99,7 +108,7 @@ def check_state(state: Mapping[str, Any], own: Mapping[str, Any], each: int | No
     for saved, group in zip(
         state["optimizer"]["param_groups"], own["optimizer"]["param_groups"], strict=True
     ):
-        for name in ("momentum", "weight_decay", "max_lr"):
+        for name in group.keys() & {"momentum", "betas", "eps", "weight_decay", "max_lr"}:
             if saved[name] != group[name]:
                 raise ValueError(f"its optimizer has {name} {saved[name]}, expected {group[name]}")
 

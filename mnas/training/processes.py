@@ -40,6 +40,14 @@ class Processes:
         """Whether this is the one that scores, writes and speaks."""
         return self.rank == 0
 
+    def check_share(self, batch_size: int) -> None:
+        """Raise ValueError for a batch of which not all get the same share."""
+        if batch_size % self.world:
+            raise ValueError(
+                f"batch_size={batch_size} for {self.world} processes; expected a multiple, of "
+                "which each gets the same share"
+            )
+
     def share(self, batch: Tensor) -> Tensor:
         """Of a batch (B, ...) the images or labels of this process (B / world, ...)."""
         size = len(batch) // self.world

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mnas.freeze.optimizer import MaskedOptimizer
 from mnas.networks.evaluate import Score, evaluate, evaluate_paths
@@ -17,8 +16,10 @@ from mnas.networks.export import standalone
 from mnas.space.sampler import SAMPLERS, FixedSampler, Sampler
 from mnas.space.search_space import Path, SearchSpace
 from mnas.space.supernet import Supernet
+from mnas.training.batches import Batches, InMemory, batches_of
 from mnas.training.checks import DivergedError, agreed, check_splits, check_state, checked_paths
-from mnas.training.data import AUGMENT, Split
+from mnas.training.data import Split
+from mnas.training.loop import USUAL, Loop
 from mnas.training.processes import ALONE, Processes, state_of
 from mnas.training.recipe import Recipe, one_of, setting
 from mnas.training.registry import RULES, Bound, bound
@@ -33,11 +34,12 @@ class Trainer:
     """Trains `module`, one optimizer step at a time, and validates after every epoch.
 
     forward: logits of a batch along a path. score: the scores of the networks to watch, by
-    architecture, on the images of a split. rule: which paths a step runs, and what it learns from
-    them. The state between two steps is complete: a loaded copy continues bit for bit. The module
-    is where the splits are, on any device; shuffling and sampling draw on the CPU. processes: those
-    that share every batch; each makes a trainer with the same arguments, and calls the same methods
-    at the same time.
+    architecture, on the images of a split. train: images in memory, or batches that are loaded.
+    rule: which paths a step runs, and what it learns from them. loop: the schedule, the loss, and
+    what is called on the way. The state between two steps is complete: a loaded copy continues bit
+    for bit. The module is where the validation split is, on any device; shuffling and sampling draw
+    on the CPU. processes: those that share every batch; each makes a trainer with the same
+    arguments, and calls the same methods at the same time.
 
     Raises ValueError for a batch that the processes cannot share equally.
     """
@@ -50,36 +52,27 @@ class Trainer:
         sampler: Sampler,
         forward: Callable[[Tensor, Path], Tensor],
         score: Callable[[Split], dict[str, Score]],
-        train: Split,
+        train: Split | Batches,
         validation: Split,
         recipe: Recipe,
         shuffle_seed: int,
         rule: Bound | None = None,
         processes: Processes = ALONE,
+        loop: Loop = USUAL,
     ) -> None:
         self.rule = rule or bound("single_path", space)
         self.space, self.module, self.optimizer, self.sampler = space, module, optimizer, sampler
         self.forward, self.score, self.train, self.validation = forward, score, train, validation
-        self.recipe, self.processes = recipe, processes
-        self.batch_size = min(recipe.batch_size, len(train))
-        if self.batch_size % processes.world:
-            raise ValueError(
-                f"batch_size={self.batch_size} for {processes.world} processes; expected a "
-                "multiple, of which each gets the same share"
-            )
+        self.recipe, self.processes, self.loop = recipe, processes, loop
+        self.batches = batches_of(train, recipe, shuffle_seed, validation.images.device)
+        if isinstance(self.batches, InMemory):
+            processes.check_share(self.batches.batch_size)
         processes.equal(state_of(module))
-        self.steps_per_epoch = (
-            len(train) // self.batch_size
-        )  # the rest of an epoch's shuffle is left out
+        self.steps_per_epoch = self.batches.number
         self.total_steps = max(1, round(recipe.epochs * self.steps_per_epoch))
-        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=recipe.lr, total_steps=self.total_steps, cycle_momentum=False
-        )
+        self.scheduler = loop.schedule_of(optimizer, self.total_steps)
         self.step = 0
         self.rows: list[dict[str, Any]] = []
-        self._shuffler = torch.Generator().manual_seed(shuffle_seed)
-        self._epoch_start = self._shuffler.get_state()
-        self._order = torch.empty(0, dtype=torch.int64)
         self._loss_sums: dict[str, float] = {}  # since the last validation, by architecture
         self._updates: dict[str, int] = {}  # since the start, by architecture
         self._updates_before: dict[str, int] = {}  # those before the last validation
@@ -87,7 +80,7 @@ class Trainer:
     @property
     def _on_gpu(self) -> bool:
         """Whether random numbers of the network's own, as of dropout, come from a GPU."""
-        return self.train.images.is_cuda
+        return self.validation.images.is_cuda
 
     @property
     def epoch(self) -> float:
@@ -110,20 +103,17 @@ class Trainer:
 
         Raises DivergedError, before any weight is changed, if a loss is not finite.
         """
-        position = self.step % self.steps_per_epoch
-        if position == 0:
-            self._begin_epoch()
-        batch = self._order[position * self.batch_size : (position + 1) * self.batch_size]
+        images, labels = self.batches.batch(self._position)
+        self.processes.check_share(len(images))
         self.module.train()
         self.optimizer.zero_grad()
-        images = AUGMENT[self.recipe.augment](self.train.images[batch])
         report = self.rule(
             Step(
                 self.module,
                 self.processes.share(images),
-                self.processes.share(self.train.labels[batch]),
+                self.processes.share(labels),
                 self.sampler,
-                F.cross_entropy,
+                self.loop.loss,
                 self.step / self.total_steps,
                 self.forward,
                 self.recipe.precision == "bf16",
@@ -134,6 +124,8 @@ class Trainer:
         )
         self.processes.average(p for g in self.optimizer.param_groups for p in g["params"])
         self.processes.equal(self.module.buffers())  # as DistributedDataParallel does
+        for callback in self.loop.callbacks:
+            callback.before_step(self)
         with report._replace(lr=lr).scaled(self.optimizer):
             self.optimizer.step()
         self.scheduler.step()
@@ -141,11 +133,18 @@ class Trainer:
         for arch, value in losses:
             self._loss_sums[arch] = self._loss_sums.get(arch, 0.0) + value
             self._updates[arch] = self._updates.get(arch, 0) + 1
+        for callback in self.loop.callbacks:
+            callback.after_step(self, dict(losses))
         if self.due:
             self._end_epoch()
         if not losses:
             return total
         return sum(value for _, value in losses) / len(losses)
+
+    @property
+    def _position(self) -> int:
+        """Of the next batch in its epoch."""
+        return self.step % self.steps_per_epoch
 
     @property
     def _paths(self) -> int | None:
@@ -159,17 +158,19 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "sampler": self._samplers(),
-            "epoch_start": self._epoch_start,
+            **self.batches.state_dict(self._position),
             "random": torch.get_rng_state(),
             **({"random_cuda": torch.cuda.get_rng_state()} if self._on_gpu else {}),
-            "images": len(self.train),
-            "batch_size": self.batch_size,
             "step": self.step,
             "rows": self.rows,
             "loss_sums": self._loss_sums,
             "updates": self._updates,
             "updates_before": self._updates_before,
+            **({"callbacks": called} if any(called := self._callbacks()) else {}),
         }
+
+    def _callbacks(self) -> list[dict[str, Any]]:
+        return [callback.state_dict() for callback in self.loop.callbacks]
 
     def _samplers(self) -> dict[str, Any]:
         """The state of the sampler; of several by the process that draws from it."""
@@ -186,7 +187,7 @@ class Trainer:
         """
         before = copy.deepcopy(self.state_dict())
         try:
-            check_state(state, self.state_dict(), self._paths)
+            check_state(state, self.state_dict(), self._paths, self.total_steps)
             self._load(state)
         except Exception as error:  # whatever torch, a sampler or a damaged value raise
             self._load(before)
@@ -205,24 +206,19 @@ class Trainer:
         self.step, self.rows = state["step"], list(state["rows"])
         self._loss_sums = dict(state["loss_sums"])
         self._updates, self._updates_before = dict(state["updates"]), dict(state["updates_before"])
-        self._epoch_start = state["epoch_start"]
-        self._shuffler.set_state(self._epoch_start)
-        if self.step % self.steps_per_epoch:
-            self._begin_epoch()
+        self.batches.load_state_dict(state, self._position)
+        if "callbacks" in state:
+            for callback, its in zip(self.loop.callbacks, state["callbacks"], strict=True):
+                callback.load_state_dict(its)
         torch.set_rng_state(state["random"])
         if self._on_gpu:
             torch.cuda.set_rng_state(state["random_cuda"])
 
-    def _begin_epoch(self) -> None:
-        self._epoch_start = self._shuffler.get_state()
-        self._order = torch.randperm(len(self.train), generator=self._shuffler)
-
     def _end_epoch(self) -> None:
-        if self.step % self.steps_per_epoch == 0:
-            self._epoch_start = self._shuffler.get_state()
         if self.epoch % self.recipe.validate_every and not self.finished:
             return
         scores = self.score(self.validation) if self.processes.first else None
+        before = len(self.rows)
         for arch, score in self.processes.of_first(scores).items():
             steps = self._updates.get(arch, 0) - self._updates_before.get(arch, 0)
             self.rows.append(
@@ -237,11 +233,13 @@ class Trainer:
                 }
             )
         self._loss_sums, self._updates_before = {}, dict(self._updates)
+        for callback in self.loop.callbacks:
+            callback.after_validation(self, self.rows[before:])
 
 
 def supernet_trainer(
     space: SearchSpace,
-    train: Split,
+    train: Split | Batches,
     validation: Split,
     recipe: Recipe,
     seed: int,
@@ -254,6 +252,7 @@ def supernet_trainer(
     rule_options: Mapping[str, Any] | None = None,
     processes: Processes = ALONE,
     start: dict[str, Tensor] | None = None,
+    loop: Loop = USUAL,
 ) -> Trainer:
     """One-shot training: by default a path is sampled for each step, and only what it uses is
     updated. Of a restricted space, that is a sub-supernet (`SearchSpace.restricted`).
@@ -264,7 +263,9 @@ def supernet_trainer(
     does not use. watched: the networks to score; by default all, or 16 of a larger space. rule: a
     name (`mnas.training.registry.RULES`), or a function of a `Step` of your own. rule_options: of a
     named one. processes: that share each batch. start: the state dict of a supernet of the same
-    space that it begins with; by default a random start.
+    space that it begins with; by default a random start. loop: an optimizer, a schedule or a loss
+    of your own, and callbacks. train: images in memory, or a loader of batches (`Batches`); then
+    the network is where the validation split is.
 
     Raises ValueError for arguments that do not fit.
     """
@@ -280,29 +281,36 @@ def supernet_trainer(
     torch.manual_seed(init_seed)
     net = Supernet(space, execution)
     _begin(net, start, f"a supernet of space {space.name}")
-    net.to(train.images.device)
-    optimizer = MaskedOptimizer(torch.optim.SGD, net, policy=policy, **_options(recipe))
+    net.to(validation.images.device)
+    options = _options(recipe)
+    optimizer = loop.optimizer_of(
+        net, lambda: MaskedOptimizer(torch.optim.SGD, net, policy=policy, **options)
+    )
     if watched is None:
         watched = (
             list(space.paths()) if space.size <= WATCHED else _draw(space, WATCHED, sampler_seed)
         )
 
+    bn_images: Tensor | None = None
+
     def score(split: Split) -> dict[str, Score]:
-        bn_images = train.images[:BN_IMAGES] if bn == "recalibrate" else None
         scores = evaluate_paths(net, watched, split.images, split.labels, bn_images=bn_images)
         return dict(zip(map(space.format, watched), scores, strict=True))
 
     if processes.own_paths and not processes.first:
         sampler_seed = _seeds(seed, processes.rank)[1]
     paths = SAMPLERS[sampler](space, sampler_seed)
-    splits, last = (train, validation), (recipe, shuffle_seed, rule, processes)
-    return Trainer(space, net, optimizer, paths, net, score, *splits, *last)
+    splits, last = (train, validation), (recipe, shuffle_seed, rule, processes, loop)
+    trainer = Trainer(space, net, optimizer, paths, net, score, *splits, *last)
+    if bn == "recalibrate":
+        bn_images = trainer.batches.first(BN_IMAGES)
+    return trainer
 
 
 def scratch_trainer(
     space: SearchSpace,
     path: Path,
-    train: Split,
+    train: Split | Batches,
     validation: Split,
     recipe: Recipe,
     seed: int,
@@ -310,11 +318,13 @@ def scratch_trainer(
     rule: str | Callable[[Step], Report] = "single_path",
     rule_options: Mapping[str, Any] | None = None,
     processes: Processes = ALONE,
+    loop: Loop = USUAL,
 ) -> Trainer:
     """One network of the space by itself, with the stock optimizer: no mnas in the loop.
 
     start: the state dict that it begins with, as that of an exported network; by default a random
-    start. rule: as of `supernet_trainer`, of those that train one path. processes: as there.
+    start. rule: as of `supernet_trainer`, of those that train one path. processes, loop, train: as
+    there.
 
     Raises ValueError for arguments that do not fit.
     """
@@ -325,8 +335,9 @@ def scratch_trainer(
     torch.manual_seed(init_seed)
     network = standalone(space, path)
     _begin(network, start, space.format(path))
-    network.to(train.images.device)  # before the optimizer, whose state follows its parameters
-    optimizer = torch.optim.SGD(network.parameters(), **_options(recipe))
+    network.to(validation.images.device)  # before the optimizer, whose state follows its parameters
+    options = _options(recipe)
+    optimizer = loop.optimizer_of(network, lambda: torch.optim.SGD(network.parameters(), **options))
 
     def score(split: Split) -> dict[str, Score]:
         return {space.format(path): evaluate(network, split.images, split.labels)}
@@ -335,7 +346,7 @@ def scratch_trainer(
         return network(x)
 
     sampler = FixedSampler(path)
-    splits, last = (train, validation), (recipe, shuffle_seed, rule, processes)
+    splits, last = (train, validation), (recipe, shuffle_seed, rule, processes, loop)
     return Trainer(space, network, optimizer, sampler, forward, score, *splits, *last)
 
 

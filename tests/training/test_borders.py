@@ -119,7 +119,7 @@ def test_without_momentum_training_is_plain_sgd(small):
     for _ in range(3):
         (rate,) = trainer.scheduler.get_last_lr()
         loss = trainer.advance()
-        batch = trainer._order[(trainer.step - 1) * 4 : trainer.step * 4]
+        batch = trainer.batches.order[(trainer.step - 1) * 4 : trainer.step * 4]
         expected = F.cross_entropy(twin(train.images[batch]), train.labels[batch])
         twin.zero_grad()
         expected.backward()
