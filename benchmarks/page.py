@@ -4,12 +4,12 @@ measured."""
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mnas.studies.pages import markdown
-from mnas.studies.plotting import MARKERS, figure
+from mnas.studies.plotting import QUIET, at_ends, figure, legend, lines, series, strip
 
 PHASES = ("reset", "forward", "backward", "optimizer")
 RATIOS = (
@@ -18,6 +18,7 @@ RATIOS = (
     ("masked", "sliced"),
     ("naive", "sliced"),
 )
+TARGETS = {1.02: "modular", 1.05: "standalone"}  # of a sliced step
 Row = dict[str, Any]
 
 
@@ -52,14 +53,10 @@ def groups(rows: list[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
     return found
 
 
-def marks(
-    ax: Any, at: Sequence[float], points: Sequence[tuple[float, float, float]], **options: Any
-) -> None:
-    """Medians with their quartiles."""
-    low, middle, high = zip(*points, strict=True)
-    below = [m - a for m, a in zip(middle, low, strict=True)]
-    above = [b - m for m, b in zip(middle, high, strict=True)]
-    ax.errorbar(at, middle, [below, above], **options)
+def mark(ax: Any, value: tuple[float, float, float], at: float, number: int, **more: Any) -> None:
+    """A median with its quartiles, on a line. number: of the series."""
+    low, middle, high = value
+    strip(ax, at - 0.07, number, [], middle, low, high, **more)
 
 
 def step_table(rows: list[Row]) -> str:
@@ -77,25 +74,24 @@ def step_table(rows: list[Row]) -> str:
 
 
 def step_figure(rows: list[Row], file: Path) -> None:
-    """A mark for each path: its median, with the quartiles of its rounds."""
+    """Medians over rounds and paths with their quartiles, as in the table."""
     cases = groups(rows, "space", "batch")
-    with figure(file, len(cases), width=2.7) as axes:
-        for ax, ((space, batch), here) in zip(axes, cases.items(), strict=True):
-            pairs = [pair for pair in RATIOS if ratios(here, *pair)]
-            for number, pair in enumerate(pairs):
-                paths = [
-                    quartiles(ratios(of_path, *pair)) for of_path in groups(here, "arch").values()
-                ]
-                at = [number + 0.06 * (i - (len(paths) - 1) / 2) for i in range(len(paths))]
-                marks(ax, at, paths, fmt=MARKERS[number], markersize=3, linewidth=0.8)
-            ax.axhline(1, color="black", linewidth=0.8)
-            ax.set_xticks(range(len(pairs)), [" /\n".join(pair) for pair in pairs], fontsize=6.5)
-            ax.set_xlim(-0.5, len(pairs) - 0.5)
-            ax.set_title(f"{space}, batch {batch}", fontsize=9)
-        for ax in axes[1:]:
-            ax.sharey(axes[0])
-        for ax in axes[::3]:
-            ax.set_ylabel("ratio of step times")
+    worst = max(quartiles(ratios(here, "sliced", "modular"))[1] for here in cases.values())
+    title = f"A sliced step takes at most {worst:.2f} times as long as one of separate modules"
+    with figure(file, 1, 8.5, 0.8 * len(cases) + 1.7, title) as (ax,):
+        for line, here in enumerate(cases.values()):
+            for number, pair in enumerate(RATIOS):
+                if values := ratios(here, *pair):
+                    more = {} if line else {"label": " / ".join(pair)}
+                    mark(ax, quartiles(values), line - 0.3 + 0.2 * number, number, **more)
+        lines(ax, [f"{space}\nbatch {batch}" for space, batch in cases])
+        ax.axvline(1, color=QUIET, linewidth=1)
+        for target in TARGETS:
+            ax.axvline(target, color=QUIET, linewidth=1, linestyle=":")
+        ax.set_xlim(right=min(1.4, ax.get_xlim()[1]))
+        said = " and ".join(f"{target} ({to})" for target, to in TARGETS.items())
+        ax.set_xlabel(f"ratio of step times: median and quartiles; dotted: targets {said}")
+        legend(ax, columns=4)
 
 
 def _sizes(rows: list[Row]) -> tuple[list[int], list[str]]:
@@ -126,26 +122,28 @@ def scaling_table(rows: list[Row]) -> str:
 
 def scaling_figure(rows: list[Row], file: Path) -> None:
     numbers, kinds = _sizes(rows)
-    with figure(file, 2) as (time, memory):
-        for marker, by in zip(MARKERS, kinds, strict=False):
-            points = [quartiles(ratios(rows, f"{by} {n}", f"{by} {numbers[0]}")) for n in numbers]
+    sides = {}
+    for by in kinds:
+        points = [quartiles(ratios(rows, f"{by} {n}", f"{by} {numbers[0]}")) for n in numbers]
+        sides[by] = (points, [_memory(rows, f"{by} {n}") / 1e6 for n in numbers])
+    said = ", ".join(f"{by} {points[-1][1]:.2f}" for by, (points, _) in sides.items())
+    title = f"A step with {numbers[-1]} candidates, to one with {numbers[0]}: {said}"
+    with figure(file, 2, 5.2, 3.9, title) as (time, memory):
+        for number, (points, peaks) in enumerate(sides.values()):
             low, middle, high = zip(*points, strict=True)
-            time.plot(numbers, middle, marker=marker, label=by)
-            time.fill_between(numbers, low, high, alpha=0.15)
-            memory.plot(
-                numbers,
-                [_memory(rows, f"{by} {n}") / 1e6 for n in numbers],
-                marker=marker,
-                label=by,
-            )
+            time.plot(numbers, middle, **series(number))
+            time.fill_between(numbers, low, high, alpha=0.15, linewidth=0)
+            memory.plot(numbers, peaks, **series(number))
         for ax in (time, memory):
             ax.set_xscale("log", base=2)
             ax.set_xticks(numbers, numbers)
             ax.set_xlabel("candidates of each choice")
-        time.set_ylabel("step time, to 2 candidates")
+        time.set_ylabel(f"step time, to {numbers[0]} candidates")
         memory.set_ylabel("peak memory of a step, MB")
-        memory.set_ylim(bottom=0)
-        time.legend()
+        memory.set_ylim(0, 1.1 * max(max(peaks) for _, peaks in sides.values()))
+        time.figure.canvas.draw()
+        at_ends(time, numbers[-1], {by: points[-1][1] for by, (points, _) in sides.items()})
+        at_ends(memory, numbers[-1], {by: peaks[-1] for by, (_, peaks) in sides.items()})
 
 
 def evaluate_table(rows: list[Row]) -> str:
@@ -163,30 +161,21 @@ def evaluate_table(rows: list[Row]) -> str:
 
 def evaluate_figure(rows: list[Row], file: Path) -> None:
     spaces = groups(rows, "space")
-    with figure(file, width=5) as (ax,):
-        for number, here in enumerate(spaces.values()):
-            points = [quartiles(ratios(here, "shared", "loop"))]
-            marks(ax, [number], points, fmt="o", color="C0", label=None if number else "measured")
-            label = None if number else "analytic"
-            ax.plot(
-                number,
-                here[0]["analytic"],
-                "_",
-                markersize=24,
-                markeredgewidth=2,
-                color="C1",
-                label=label,
-            )
-        ax.set_xticks(
-            range(len(spaces)),
-            [
-                f"{name.partition(',')[0]}\n{here[0]['paths']} paths"
-                for (name,), here in spaces.items()
-            ],
-        )
-        ax.set_ylim(0, 1.05)
-        ax.set_ylabel("shared prefixes / one by one")
-        ax.legend()
+    found = [quartiles(ratios(here, "shared", "loop")) for here in spaces.values()]
+    low, high = min(found)[1], max(found)[1]
+    title = f"Shared prefixes take {low:.2f} to {high:.2f} of the time of one path after the other"
+    with figure(file, 1, 8, 0.7 * len(spaces) + 1.9, title) as (ax,):
+        for line, (value, here) in enumerate(zip(found, spaces.values(), strict=True)):
+            once = [{}, {}] if line else [{"label": "measured"}, {"label": "by arithmetic alone"}]
+            mark(ax, value, line - 0.1, 0, **once[0])
+            mark(ax, (here[0]["analytic"],) * 3, line + 0.2, 1, **once[1])
+        names = [
+            f"{name.partition(',')[0]}\n{h[0]['paths']} paths" for (name,), h in spaces.items()
+        ]
+        lines(ax, names)
+        ax.set_xlim(0, 1.02)
+        ax.set_xlabel("time, shared prefixes / one by one (lower is better)")
+        legend(ax)
 
 
 def mixture_table(rows: list[Row]) -> str:
@@ -216,17 +205,33 @@ def settings_table(rows: list[Row]) -> str:
 
 
 def settings_figure(rows: list[Row], file: Path) -> None:
-    kinds = sorted({row["by"] for row in rows} - {"default"})
-    with figure(file, width=6) as (ax,):
-        for number, ((space, batch), here) in enumerate(groups(rows, "space", "batch").items()):
-            points = [quartiles(ratios(here, by, "default")) for by in kinds]
-            at = [i + 0.15 * (number - 0.5) for i in range(len(kinds))]
-            marks(ax, at, points, fmt=MARKERS[number], label=f"{space}, batch {batch}")
-        ax.axhline(1, color="black", linewidth=0.8)
-        ax.set_xticks(range(len(kinds)), [by.replace(" as", "\nas") for by in kinds])
-        ax.set_ylim(bottom=0)
-        ax.set_ylabel("step time, to the default")
-        ax.legend()
+    cases = groups(rows, "space", "batch")
+    found = {
+        by: [quartiles(ratios(here, by, "default")) for here in cases.values()]
+        for by in {row["by"] for row in rows} - {"default"}
+    }
+    order = sorted(found, key=lambda by: -found[by][0][1])
+    title = f"{_called(order[0])}: {found[order[0]][0][1]:.1f} times the step time"
+    with figure(file, 1, 8, 0.7 * len(order) + 1.8, title) as (ax,):
+        for line, by in enumerate(order):
+            for number, ((space, batch), value) in enumerate(zip(cases, found[by], strict=True)):
+                more = {} if line else {"label": f"{space}, batch {batch}"}
+                mark(ax, value, line - 0.15 + 0.3 * number, number, **more)
+        lines(ax, [_called(by) for by in order])
+        ax.axvline(1, color=QUIET, linewidth=1)
+        ax.set_xscale("log")
+        ticks = (0.5, 0.7, 1, 1.4, 2, 2.8)
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set_xticks([], minor=True)
+        ax.set_xlabel("step time with one setting changed, to the default (median and quartiles)")
+        legend(ax)
+
+
+def _called(by: str) -> str:
+    """Of settings, in words for who has not read what they are."""
+    named = {"allocator as it comes": "Default allocator", "none of them": "All settings off"}
+    named["bf16"] = "bfloat16"
+    return named.get(by, by[0].upper() + by[1:])
 
 
 def sweep_table(rows: list[Row]) -> str:

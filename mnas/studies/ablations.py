@@ -12,13 +12,14 @@ import numpy as np
 
 from mnas.studies import statistics
 from mnas.studies.pages import markdown, shown
-from mnas.studies.plotting import MARKERS, bars, error_axis, figure
+from mnas.studies.plotting import QUIET, error_axis, figure, lines, strip
 from mnas.studies.results import FIRST_SCRATCH_SEED
 
 RULES = ("fair", "sandwich", "path_dropout", "ranked", "dynamic")
 
 if TYPE_CHECKING:
     from mnas.studies.results import Arm, Study, Summary
+    from mnas.studies.statistics import Interval
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,10 @@ def paragraphs(study: Study, found: Summary) -> list[str]:
     """Heading, table, figure and differences of each section."""
     parts = []
     for section, arms in present(study).items():
-        pairs = [
-            (study.arms[a], study.arms[b])
-            for a, b in section.pairs
-            if a in study.arms and b in study.arms
-        ]
         body = [
-            _difference(study, *pair) for pair in pairs if min(len(arm.seeds) for arm in pair) > 1
+            [f"{first.name} − {second.name}", how, shown(*accuracy, 3), shown(*tau)]
+            for first, second in _pairs(study, section)
+            for how, accuracy, tau in [_difference(study, first, second)]
         ]
         gaps = (
             markdown(body, ["difference", "runs compared", "accuracy, points", "tau"])
@@ -125,11 +123,17 @@ def paragraphs(study: Study, found: Summary) -> list[str]:
     return parts
 
 
+def _pairs(study: Study, section: Section) -> list[tuple[Arm, Arm]]:
+    """Those of the section that have seeds enough for an interval of their difference."""
+    named = [[study.arms.get(name) for name in pair] for pair in section.pairs]
+    return [(a, b) for a, b in named if a and b and min(len(a.seeds), len(b.seeds)) > 1]
+
+
 def draw(study: Study, found: Summary) -> dict[str, Any]:
     """What draws the figure of each section, by its name; called with the study and the file."""
     taus = {e["name"]: [e["tau_mean"], *e["tau_ci"]] for e in found["estimators"]}
     return {
-        section.key: functools.partial(_draw, arms=arms, taus=taus)
+        section.key: functools.partial(_draw, section=section, arms=arms, taus=taus)
         for section, arms in present(study).items()
     }
 
@@ -188,9 +192,10 @@ def _shown_regret(found: Any) -> str:
     return "–" if np.isnan(found.mean) else shown(found.mean, max(found.low, 0), found.high, 3)
 
 
-def _difference(study: Study, first: Arm, second: Arm) -> list[str]:
-    """Seed by seed where the arms share seeds, and so start and shuffling, or one begins with the
-    other; otherwise between independent runs."""
+def _difference(study: Study, first: Arm, second: Arm) -> tuple[str, Interval, Interval]:
+    """How runs are compared, and the differences of accuracy and of tau: seed by seed where the
+    arms share seeds, and so start and shuffling, or one begins with the other; otherwise between
+    independent runs."""
     numbers = [list(arm.seeds) for arm in (first, second)]
     if study.about["arms"][first.name]["after"] == second.name:
         numbers[0] = [seed - FIRST_SCRATCH_SEED for seed in numbers[0]]
@@ -207,36 +212,55 @@ def _difference(study: Study, first: Arm, second: Arm) -> list[str]:
         values.append(statistics.interval(one - two) if paired else statistics.difference(one, two))
     accuracy, tau = values
     how = f"seed by seed, n = {len(shared)}" if paired else "independent"
-    return [f"{first.name} − {second.name}", how, shown(*accuracy, 3), shown(*tau)]
+    return how, accuracy, tau
 
 
-def _draw(study: Study, file: Path, arms: list[Arm], taus: dict[str, list[float]]) -> None:
-    """Error and tau of each seed as small marks, their means with the intervals of the table."""
-    with figure(file, 2, width=max(3.2, 1.1 * len(arms)), height=3) as axes:
-        for number, arm in enumerate(arms):
+def _message(study: Study, section: Section) -> str:
+    """Which arm is more accurate than the other, where the interval of the difference says so."""
+    found = []
+    for first, second in _pairs(study, section):
+        _, (mean, low, high), _ = _difference(study, first, second)
+        better, worse = (first, second) if mean > 0 else (second, first)
+        if low > 0 or high < 0:
+            found.append((abs(mean), f"{better.name} beats {worse.name} by {abs(mean):.2f} points"))
+    if not found:
+        return f"{section.title}: no difference in accuracy that these seeds can tell"
+    return max(found)[1]
+
+
+def _draw(
+    study: Study, file: Path, section: Section, arms: list[Arm], taus: dict[str, list[float]]
+) -> None:
+    """Error and tau of each seed as small marks, their means with the intervals of the table; and
+    the differences of accuracy that the page concludes from."""
+    pairs = _pairs(study, section)
+    panels = 3 if pairs else 2
+    height = 0.7 * max(len(arms), len(pairs)) + 1.7
+    with figure(file, panels, 3.5, height, _message(study, section)) as axes:
+        for line, arm in enumerate(arms):
             error = 100 - arm.test.mean(1)
-            shown_of_arm = [(axes[0], error, statistics.interval(error))]
+            strip(axes[0], line, line, error, *statistics.interval(error))
             if arm.name in taus:
-                shown_of_arm.append((axes[1], _taus(study, arm), taus[arm.name]))
-            for ax, values, (mean, low, high) in shown_of_arm:
-                spread = np.linspace(-0.25, 0.05, len(values))
-                marker, color = MARKERS[number], f"C{number}"
-                ax.plot(number + spread, values, marker, markersize=3, alpha=0.5, color=color)
-                ax.errorbar(
-                    number + 0.25,
-                    mean,
-                    bars([mean], [low], [high]),
-                    fmt=marker,
-                    capsize=3,
-                    color="black",
-                )
-        for ax, label in zip(
-            axes, ("test error, %, mean over networks", "Kendall's tau"), strict=True
-        ):
-            ax.set_xticks(
-                range(len(arms)), [arm.name.replace("-", "\n") for arm in arms], fontsize=7
+                strip(axes[1], line, line, _taus(study, arm), *taus[arm.name])
+        errors = np.concatenate([100 - arm.test.mean(1) for arm in arms])
+        error_axis(axes[0], errors, axes[0].xaxis)
+        lines(axes[0], [arm.name for arm in arms])
+        lines(axes[1], [""] * len(arms))
+        axes[1].axvline(0, color=QUIET, linewidth=1)
+        axes[0].set_xlabel("test error, %, mean over networks")
+        axes[1].set_xlabel("tau with the mean from scratch")
+        for line, (first, second) in enumerate(pairs):
+            _, accuracy, _ = _difference(study, first, second)
+            strip(axes[2], line, 0, [], *accuracy)
+            name = f"{first.name} −\n{second.name}"
+            axes[2].annotate(
+                name, (0, line - 0.12), xycoords=("axes fraction", "data"), va="bottom", fontsize=10
             )
-            ax.set_xlim(-0.5, len(arms) - 0.5)
-            ax.set_ylabel(label)
-        error_axis(axes[0], np.concatenate([100 - arm.test.mean(1) for arm in arms]))
-        axes[0].set_title(study.title, fontsize=9)
+        for ax in axes[2:]:
+            lines(ax, [""] * len(pairs))
+            ax.set_ylim(top=-0.9)
+            ax.axvline(0, color=QUIET, linewidth=1)
+            ax.set_xlabel("difference in accuracy, points")
+        for ax in axes:
+            if ax.get_xscale() == "linear":
+                ax.locator_params(axis="x", nbins=5)

@@ -8,7 +8,7 @@ import numpy as np
 
 from mnas.studies import statistics
 from mnas.studies.pages import markdown, shown
-from mnas.studies.plotting import MARKERS, bars, figure
+from mnas.studies.plotting import QUIET, figure, legend, lines, strip
 from mnas.studies.results import KINDS, Study, Summary, estimator, summary
 
 RECIPES = {"short": "short recipe", "long": "long recipe"}
@@ -111,39 +111,74 @@ def against_first(studies: list[Study]) -> str:
 
 
 def draw(studies: list[Study], folder: Path) -> None:
-    """folder/tau.png: tau beside its ceiling for every study; folder/networks.png: each network in
-    the studies like the first."""
-    with figure(folder / "tau.png", width=1.3 * len(studies) + 1.5, height=3.2) as (ax,):
-        found = [summary(study) for study in studies]
-        for number, (key, label) in enumerate(
-            (("tau", "supernet"), ("ceiling", "one seed from scratch (ceiling)"))
-        ):
-            have = [i for i, numbers in enumerate(found) if numbers[f"{key}_mean"] is not None]
-            mean = np.array([found[i][f"{key}_mean"] for i in have])
-            ends = np.array([found[i][f"{key}_ci"] for i in have], float).reshape(-1, 2)
-            x = np.array(have) + 0.2 * (number - 0.5)
-            ax.errorbar(x, mean, bars(mean, *ends.T), fmt=MARKERS[number], capsize=3, label=label)
-        ax.axhline(0, color="black", linewidth=0.8)
-        ax.set_xticks(range(len(studies)), [study.name.replace("_", "\n") for study in studies])
-        ax.set_xlim(-0.5, len(studies) - 0.5)
-        ax.set_ylim(-1.05, 1.05)
-        ax.set_ylabel("Kendall's tau with the mean\nfrom scratch")
-        ax.legend(fontsize=8, loc="lower right")
-    with figure(folder / "networks.png", 2, width=4.2, height=3.4) as axes:
-        same = alike(studies)
+    """folder/tau.png: tau of every study; folder/networks.png: each network in the studies like the
+    first."""
+    found = [summary(study) for study in studies]
+    series = {
+        "supernet": ("supernet", "tau_mean", "tau"),
+        "one run from scratch": ("scratch", "tau_mean", "tau"),
+        "number of parameters": ("parameters", "tau_mean", "tau"),
+        "supernet, other images": ("supernet", "tau_other_pictures", "tau_other_pictures"),
+    }
+    with figure(folder / "tau.png", 1, 9, 0.9 * len(studies) + 1.5, _message(found)) as (ax,):
+        for number, (label, (name, key, ends)) in enumerate(series.items()):
+            for line, (study, numbers) in enumerate(zip(studies, found, strict=True)):
+                given = estimator(numbers, name)
+                if given is None:
+                    continue
+                runs = statistics.kendall(
+                    study.arms["supernet"].test, study.arms["scratch"].test.mean(0)
+                )
+                at = line - 0.32 + 0.21 * number
+                few = runs if number == 0 else []
+                more = {} if line else {"label": label}
+                strip(ax, at, number, few, given[key], *given[f"{ends}_ci"], **more)
+        lines(ax, [f"{s.name}\nn = {len(s.arms['supernet'].seeds)}" for s in studies])
+        for line in range(1, len(studies)):
+            ax.axhline(line - 0.5, color=QUIET, linewidth=0.5, alpha=0.5)
+        ax.axvline(0, color=QUIET, linewidth=1)
+        ax.set_xlabel("Kendall's tau with the mean from scratch: mean, 95 % interval, supernets")
+        legend(ax, columns=2)
+    same = alike(studies)
+    rows = same[0].archs
+    with figure(folder / "networks.png", 2, 5.2, 0.75 * len(rows) + 1.5, _gain(same)) as axes:
         for ax, (kind, label) in zip(axes, KINDS, strict=True):
             for number, study in enumerate(same):
-                order = [study.archs.index(arch) for arch in same[0].archs]
-                means = [statistics.interval(values) for values in study.arms[kind].test.T[order]]
-                x = np.arange(len(order)) + 0.2 * (number - (len(same) - 1) / 2)
-                mean, low, high = zip(*means, strict=True)
-                ax.errorbar(
-                    x, mean, bars(mean, low, high), fmt=MARKERS[number], capsize=2, label=study.name
-                )
-            ax.set_xticks(range(len(order)), [arch.replace("-", "\n") for arch in same[0].archs])
-            ax.set_title(label)
-        axes[0].set_ylabel("test top-1, %")
-        axes[1].legend(fontsize=7)
-        ends = [end for ax in axes for end in ax.get_ylim()]
+                for line, arch in enumerate(rows):
+                    runs = study.arms[kind].test[:, study.archs.index(arch)]
+                    at = line - 0.25 + 0.27 * number
+                    more = {} if line else {"label": study.name}
+                    strip(ax, at, number, [], *statistics.interval(runs), **more)
+            lines(ax, rows if ax is axes[0] else [""] * len(rows))
+            ax.set_xlabel(f"{label}: test top-1, %, 95 %")
+        ends = [end for ax in axes for end in ax.get_xlim()]
         for ax in axes:
-            ax.set_ylim(min(ends), max(ends))
+            ax.set_xlim(min(ends), max(ends))
+        legend(axes[0], fontsize=10)
+
+
+def _message(found: list[Summary]) -> str:
+    """Of the comparison of studies: what of it holds in how many."""
+    less = sum(
+        numbers["ceiling_mean"] is not None and numbers["tau_mean"] < numbers["ceiling_mean"]
+        for numbers in found
+    )
+    size = sum(
+        (line := estimator(numbers, "parameters")) is not None
+        and line["tau_mean"] > numbers["tau_mean"]
+        for numbers in found
+    )
+    return (
+        f"A supernet's tau is below that of one run from scratch in {less} of {len(found)} "
+        f"studies, below that of counting parameters in {size}"
+    )
+
+
+def _gain(same: list[Study]) -> str:
+    """How much the mean of all networks differs between the first study and the others."""
+    if len(same) == 1:
+        return same[0].title
+    means = [study.arms["scratch"].test.mean() for study in same]
+    best = int(np.argmax(means))
+    gain = f"{means[best] - means[0]:+.2f} points to {same[0].name}"
+    return f"From scratch, {same[best].name} is best: {gain}"

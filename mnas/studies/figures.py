@@ -1,16 +1,18 @@
-"""The figures of a study; each function draws one file and is told where."""
+"""The figures of a study; each function draws one file and is told where. Titles are computed."""
 
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnas.studies import ablations, statistics
-from mnas.studies.plotting import MARKERS, bars, error_axis, figure
-from mnas.studies.results import KINDS
+from mnas.studies import ablations, messages, statistics
+from mnas.studies.labels import beside_diagonal
+from mnas.studies.plotting import QUIET, at_ends, error_axis, figure, legend, lines, strip
+from mnas.studies.results import KINDS, estimator
 
 if TYPE_CHECKING:
     from mnas.studies.results import Study, Summary
@@ -21,8 +23,12 @@ FIGURES |= {section.key for section in ablations.SECTIONS}
 
 def draw(study: Study, numbers: Summary) -> list[str]:
     """All figures that the rows give; returns the names of the files."""
-    made = {"accuracy": accuracy, "scatter": scatter, "ranking": taus}
-    made["frontier"] = functools.partial(frontier, estimators=numbers["estimators"])
+    made = {
+        "accuracy": accuracy,
+        "scatter": scatter,
+        "ranking": functools.partial(taus, found=numbers),
+    }
+    made["frontier"] = functools.partial(frontier, found=numbers)
     if study.curves:
         made["curves"] = curves
     made |= ablations.draw(study, numbers)
@@ -42,161 +48,210 @@ def _bars(runs: Any) -> tuple[Any, Any]:
 
 
 def accuracy(study: Study, file: Path) -> None:
-    """Every run as a small mark, the mean of each network with its interval."""
-    at = np.arange(len(study.archs))
-    with figure(file, width=max(5, 0.9 * len(at) + 1.5), height=3.2) as (ax,):
+    """Every run as a small mark, the mean of each network with its interval; the network with the
+    most parameters on top."""
+    order = sorted(range(len(study.archs)), key=lambda i: -study.costs[study.archs[i]][0])
+    with figure(file, 1, 7.5, 0.75 * len(order) + 1.9, messages.accuracy(study)) as (ax,):
         for number, (name, label) in enumerate(KINDS):
-            runs, x = study.arms[name].test, at + 0.24 * (number - 0.5)
-            mean, half = _bars(runs)
-            for seed in runs:
-                ax.plot(
-                    x,
-                    seed,
-                    MARKERS[number],
-                    markersize=2.5,
-                    alpha=0.35,
-                    color=f"C{number}",
-                    linestyle="",
-                )
-            label = f"{label}, mean of {len(runs)}"
-            ax.errorbar(
-                x, mean, half, fmt=MARKERS[number], capsize=3, color=f"C{number}", label=label
-            )
-        ax.set_xticks(at, [arch.replace("-", "\n") for arch in study.archs])
-        ax.set_ylabel("test top-1, %")
-        ax.set_title(study.title)
-        ax.legend(fontsize=8)
+            arm = study.arms[name]
+            for line, i in enumerate(order):
+                found = statistics.interval(arm.test[:, i])
+                label_once = {} if line else {"label": f"{label}, n = {len(arm.seeds)}"}
+                at = line + 0.44 * number - 0.18
+                strip(ax, at, number, arm.test[:, i], *found, **label_once)
+        lines(ax, [study.archs[i] for i in order])
+        _image_noise(ax, study)
+        ax.set_xlabel(f"test top-1, %: runs, their mean and 95 % interval\n{study.title}")
+        legend(ax)
+
+
+def _image_noise(ax: Any, study: Study) -> None:
+    """What other test images would change, as a bar beneath the networks."""
+    share = float(study.arms["scratch"].test.mean()) / 100
+    half = 196 * math.sqrt(share * (1 - share) / study.about["test_images"])
+    low, high = ax.get_xlim()
+    place = (low + high) / 2
+    bottom = ax.get_ylim()[0]
+    ax.set_ylim(bottom + 0.75, -0.5)
+    ax.errorbar(place, bottom + 0.1, xerr=half, color=QUIET, capsize=4, linewidth=1.2)
+    ax.annotate(
+        f"noise of the test images, 95 %: ±{half:.2f} points",
+        (place, bottom + 0.1),
+        xytext=(0, -5),
+        textcoords="offset points",
+        ha="center",
+        va="top",
+        color=QUIET,
+        fontsize=10,
+    )
 
 
 def scatter(study: Study, file: Path) -> None:
     (x, dx), (y, dy) = (_bars(study.arms[name].test) for name, _ in KINDS)
-    with figure(file, width=4.4, height=4) as (ax,):
-        for i, arch in enumerate(study.archs):
-            ax.errorbar(
-                x[i], y[i], dy[i], dx[i], fmt=MARKERS[i % len(MARKERS)], capsize=2, label=arch
-            )
+    with figure(file, 1, 6, 5.6, messages.scatter(study)) as (ax,):
+        ax.errorbar(x, y, dy, dx, fmt="o", markersize=7, color="C0", ecolor="#0b6bb866")
         ends = [min(*(x - dx), *(y - dy)), max(*(x + dx), *(y + dy))]
-        ax.plot(ends, ends, color="black", linewidth=0.8, linestyle="--", label="equal")
-        ax.set_xlabel("inherited from the supernet, test top-1, %")
+        ax.axline((ends[0], ends[0]), slope=1, color=QUIET, linewidth=1, linestyle="--")
+        ax.annotate(
+            "equal",
+            (ends[1], ends[1]),
+            xytext=(-6, -14),
+            textcoords="offset points",
+            ha="left",
+            color=QUIET,
+        )
+        margin = 0.05 * (ends[1] - ends[0])
+        ax.set(xlim=(ends[0] - margin, ends[1] + margin), ylim=(ends[0] - margin, ends[1] + margin))
+        gap = (ends[1] - ends[0]) / 22
+        for arch, (at, place, left) in zip(
+            study.archs, beside_diagonal(x.tolist(), y.tolist(), gap), strict=True
+        ):
+            ax.annotate(
+                arch,
+                (at, place),
+                xytext=(-6 if left else 6, 4),
+                va="bottom",
+                textcoords="offset points",
+                ha="right" if left else "left",
+            )
+        ax.locator_params(nbins=5)
+        ax.set_xlabel(f"inherited from the supernet, test top-1, %\n{study.title}")
         ax.set_ylabel("from scratch, test top-1, %")
-        ax.set_title(study.title)
-        ax.legend(fontsize=7)
 
 
 def curves(study: Study, file: Path) -> None:
     """Validation error of every network over epochs; mean over seeds, the band is one standard
-    deviation."""
-    with figure(file, 2, width=4, height=3.2) as axes:
-        for ax, (kind, label) in zip(axes, KINDS, strict=True):
-            means = []
-            for i, arch in enumerate(study.archs):
+    deviation. Runs from scratch are left out where they were validated fewer than three times."""
+    epochs_of = {
+        kind: sorted({row["epoch"] for row in study.curves if row["kind"] == kind})
+        for kind, _ in KINDS
+    }
+    kinds = [(kind, label) for kind, label in KINDS if len(epochs_of[kind]) > 2] or [KINDS[0]]
+    with figure(file, len(kinds), 7 if len(kinds) == 1 else 5, 4, messages.curves(study)) as axes:
+        for ax, (kind, label) in zip(axes, kinds, strict=True):
+            means, epochs = {}, epochs_of[kind]
+            for number, arch in enumerate(study.archs):
                 rows = [row for row in study.curves if row["kind"] == kind and row["arch"] == arch]
-                epochs = sorted({row["epoch"] for row in rows})
                 values = [
                     [100 - 100 * row["val_top1"] for row in rows if row["epoch"] == epoch]
                     for epoch in epochs
                 ]
-                mean, spread = (
-                    np.array([np.mean(v) for v in values]),
-                    np.array([np.std(v) for v in values]),
-                )
-                means.append(mean)
-                ax.plot(
+                mean = np.array([np.mean(v) for v in values])
+                spread = np.array([np.std(v, ddof=1) if len(v) > 1 else 0 for v in values])
+                means[arch] = mean
+                colour = f"C{number % 10}"
+                ax.plot(epochs, mean, marker="o", markersize=3.5, linewidth=1.5, color=colour)
+                ax.fill_between(
                     epochs,
-                    mean,
-                    marker=MARKERS[i % len(MARKERS)],
-                    markersize=3,
-                    linewidth=1,
-                    label=arch,
+                    np.maximum(mean - spread, mean / 2),
+                    mean + spread,
+                    alpha=0.12,
+                    color=colour,
+                    linewidth=0,
                 )
-                ax.fill_between(epochs, mean - spread, mean + spread, alpha=0.1)
-            ax.set_xlabel("epoch")
+            seeds = len({row["seed"] for row in study.curves if row["kind"] == kind})
+            ax.set_xlabel(f"epoch ({label}; mean and one SD, n = {seeds})")
             ax.xaxis.get_major_locator().set_params(integer=True)
-            ax.set_title(f"{study.title}, {label}", fontsize=9)
-            error_axis(ax, np.concatenate(means))
+            error_axis(ax, np.concatenate(list(means.values())))
+            ax.margins(x=0.02)
+            ax.figure.canvas.draw()  # the layout decides how high the axes are
+            at_ends(ax, epochs[-1], {arch: float(mean[-1]) for arch, mean in means.items()})
         axes[0].set_ylabel("validation error, %")
-        axes[1].legend(fontsize=7)
 
 
-def taus(study: Study, file: Path) -> None:
-    """tau of each supernet, and of each run from scratch with the mean of the others."""
+def taus(study: Study, file: Path, found: Summary) -> None:
+    """tau of each supernet, and of each run from scratch with the mean of the others; beside them
+    what counting parameters gives, and tau on other images."""
     scratch = study.arms["scratch"].test
-    groups = {
-        "supernet\nwith the mean\nfrom scratch": statistics.agreement(
-            study.arms["supernet"].test, scratch
-        )
+    groups: dict[str, tuple[Any, Any]] = {
+        "supernet": statistics.agreement(study.arms["supernet"].test, scratch)
     }
-    if len(scratch) > 1:
-        groups["one seed from scratch\nwith the mean\nof the others"] = statistics.ceiling(scratch)
-    with figure(file, width=4, height=3.2) as (ax,):
-        for number, (values, found) in enumerate(groups.values()):
-            # Equal taus side by side: with few networks there are few values.
-            seen: dict[float, int] = {}
-            for value in values:
-                place = seen[round(value, 6)] = seen.get(round(value, 6), -1) + 1
-                x = number - 0.3 + 0.035 * place
-                ax.plot(x, value, MARKERS[number], markersize=4, alpha=0.6, color=f"C{number}")
-            ends = bars([found.mean], [found.low], [found.high])
-            ax.errorbar(
-                number + 0.3, found.mean, ends, fmt=MARKERS[number], capsize=3, color="black"
+    for name, label in (("supernet", "supernet,\nother images"), ("scratch", "")):
+        line = estimator(found, name)
+        if line is not None and label:
+            groups[label] = (
+                [],
+                (line["tau_other_pictures"], *line["tau_other_pictures_ci"]),
             )
-        ax.axhline(0, color="black", linewidth=0.8)
-        ax.set_xticks(range(len(groups)), list(groups))
-        ax.set_xlim(-0.5, len(groups) - 0.5)
-        ax.set_ylim(-1.05, 1.05)
-        ax.set_ylabel("Kendall's tau")
-        ax.set_title(study.title)
-
-
-def places(computes: list[float]) -> list[float]:
-    """Where ascending costs stand on a logarithmic axis: what costs nothing at the left edge, left
-    of a tenth too; what costs the same side by side."""
-    free = min(0.1, *(cost for cost in computes if cost)) / 4
-    found = [0.0]
-    for cost in computes:
-        found.append(max(cost or free, 1.12 * found[-1]))
-    return found[1:]
-
-
-def frontier(study: Study, file: Path, estimators: list[dict[str, Any]]) -> None:
-    """tau against the compute of training."""
-    estimators = sorted(estimators, key=lambda e: e["compute"])
-    with figure(file, width=6.4, height=3.8) as (ax,):
-        for number, (x, e) in enumerate(
-            zip(places([e["compute"] for e in estimators]), estimators, strict=True)
-        ):
-            ends = bars([e["tau_mean"]], *([end] for end in e["tau_ci"]))
-            marker = MARKERS[number % len(MARKERS)]
-            ax.errorbar(x, e["tau_mean"], ends, fmt=marker, capsize=2, label=e["name"])
-        ax.axvline(0.1, color="black", linewidth=0.8, linestyle=":")
-        top = next((e["tau_mean"] for e in estimators if e["name"] == "scratch"), None)
-        aim = "a tenth of the compute"
-        if top is not None:
-            ax.axhline(0.9 * top, color="black", linewidth=0.8, linestyle=":")
-            aim += ", 90 % of the ceiling"
-        ax.set_xscale("log")
-        ax.set_xlabel(
-            "training compute, to one run from scratch of each network\n(left edge: none; equal "
-            "ones side by side)"
+    if len(scratch) > 1:
+        groups["one run\nfrom scratch"] = statistics.ceiling(scratch)
+    size = estimator(found, "parameters")
+    if size is not None:
+        groups["number of\nparameters"] = ([], (size["tau_mean"], None, None))
+    with figure(file, 1, 7.5, 0.8 * len(groups) + 1.6, messages.taus(study, found)) as (ax,):
+        for line, (values, (mean, low, high)) in enumerate(groups.values()):
+            strip(ax, line, line, values, mean, low, high)
+        lines(ax, list(groups))
+        ax.axvline(0, color=QUIET, linewidth=1)
+        ax.annotate(
+            "a random order",
+            (0, len(groups) - 0.5),
+            xytext=(4, 4),
+            textcoords="offset points",
+            color=QUIET,
+            fontsize=10,
         )
-        ax.set_ylabel("Kendall's tau")
-        ax.set_title(f"{study.title}; dotted: {aim}", fontsize=9)
-        ax.legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
+        low, _ = ax.get_xlim()
+        ax.set_xlim(max(-1.05, min(low, -0.1)), 1.05)
+        ax.set_xlabel(
+            "Kendall's tau with the mean from scratch: runs, their mean and 95 % interval\n"
+            f"{study.title}"
+        )
+
+
+def frontier(study: Study, file: Path, found: Summary) -> None:
+    """tau of every way to rank, the cheapest on top, with its compute."""
+    estimators = sorted(found["estimators"], key=lambda e: e["compute"])
+    with figure(file, 1, 8, 0.42 * len(estimators) + 1.9, messages.frontier(found)) as (ax,):
+        names = [f"{e['name']}  {e['compute']:.2f}" for e in estimators]
+        for line, e in enumerate(estimators):
+            number = 0 if e["name"].startswith("supernet") else 1 if e["compute"] else 2
+            strip(ax, line - 0.07, number, [], e["tau_mean"], *e["tau_ci"])
+        lines(ax, names)
+        ax.axvline(0, color=QUIET, linewidth=1)
+        top = estimator(found, "scratch")
+        if top is not None:
+            aim = 0.9 * top["tau_mean"]
+            ax.axvline(aim, color=QUIET, linewidth=1.2, linestyle=":")
+            ax.annotate(
+                "90 % of one run\nfrom scratch",
+                (aim, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                color=QUIET,
+                fontsize=10,
+            )
+        ax.set_title(
+            "training compute, to one run\nfrom scratch of each network",
+            fontsize=10,
+            color=QUIET,
+            x=0,
+            ha="right",
+        )
+        ax.set_xlim(right=1.05)
+        ax.set_xlabel(f"Kendall's tau with the mean from scratch, 95 % interval\n{study.title}")
 
 
 def drift(study: Study, file: Path) -> None:
-    with figure(file, width=5, height=3.2) as (ax,):
-        lines = {
-            f"{where} the sampled path, {optimizer}": (policy, which)
-            for which, where in (("active", "on"), ("inactive", "off"))
-            for policy, optimizer in (("frozen", "mnas"), ("torch", "stock optimizer"))
-        }
-        for number, (label, (policy, which)) in enumerate(lines.items()):
+    seeds = len({row["seed"] for row in study.drift})
+    names = {"frozen": "mnas", "torch": "stock optimizer"}
+    with figure(file, 1, 7.5, 3.9, messages.drift(study)) as (ax,):
+        ends = {}
+        for number, (which, policy) in enumerate(
+            (which, policy) for which in ("active", "inactive") for policy in names
+        ):
             rows = [row for row in study.drift if row["policy"] == policy]
             steps = sorted({row["step"] for row in rows})
             mean = [np.mean([row[which] for row in rows if row["step"] == step]) for step in steps]
-            ax.plot(steps, mean, marker=MARKERS[number], markersize=3, markevery=5, label=label)
-        ax.set_xlabel("step")
-        ax.set_ylabel("movement in a step, root mean square")
-        ax.set_title(study.title)
-        ax.legend(fontsize=8)
+            where = "on the path" if which == "active" else "off the path"
+            if steps:
+                ax.plot(steps, mean, color=f"C{number}", linewidth=1.5)
+                ends[f"{where},\n{names[policy]}"] = float(np.mean(mean[-5:]))
+        ax.set_xlabel(f"step of the first epoch (mean of {seeds} supernets)\n{study.title}")
+        ax.set_ylabel("movement of a weight in a step,\nroot mean square")
+        ax.set_ylim(bottom=-0.03 * ax.get_ylim()[1])  # a line at 0 is seen
+        ax.figure.canvas.draw()
+        if steps:
+            at_ends(ax, steps[-1], ends, lines_each=2)

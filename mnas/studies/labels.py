@@ -33,11 +33,12 @@ def _high(group: list[int], places: list[float], gap: float) -> float:
 
 def beside_diagonal(x: list[float], y: list[float], gap: float) -> list[tuple[float, float, bool]]:
     """Of points around x = y: where the name of each stands, and whether to the left of its point.
-    Upper points have theirs to the left, lower ones to the right, where no other points are."""
+    Points above the diagonal or at its upper end have theirs to the left, lower ones to the right,
+    where no other points are."""
     middle = (min(*x, *y) + max(*x, *y)) / 2  # of the axes, which are alike
     found = {}
     for left in (True, False):
-        side = [i for i in range(len(x)) if (x[i] > middle) is left]
+        side = [i for i in range(len(x)) if (x[i] > middle or y[i] > x[i]) is left]
         for i, place in zip(side, spread([y[i] for i in side], gap), strict=True):
             found[i] = (x[i], place, left)
     return [found[i] for i in range(len(x))]

@@ -71,4 +71,4 @@ def drift(study: Study) -> str:
     if not sum(moved["active"]):
         return "Movement of weights on and off the sampled path"
     ratio = sum(moved["inactive"]) / sum(moved["active"])
-    return f"A stock optimizer moves unused weights {ratio:.0%} as far as used ones"
+    return f"A stock optimizer moves unused weights {100 * ratio:.0f} % as far as used ones"

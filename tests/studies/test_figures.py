@@ -1,8 +1,13 @@
 """Axes and bars of figures."""
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from invented import made_up
 
-from mnas.studies import figures, plotting
+from mnas.studies import labels, messages, plotting
+from mnas.studies.results import Study, summary
 
 
 def test_error_bars_never_point_the_wrong_way():
@@ -27,6 +32,54 @@ def test_one_bad_error_does_not_squeeze_the_others(tmp_path):
     assert {"1", "2", "5"} <= {label.get_text() for label in axes[1].get_yticklabels()}
 
 
-def test_what_costs_nothing_stands_left_of_the_aim():
-    assert figures.places([0, 0, 0.5, 0.5, 1]) == pytest.approx([0.025, 0.028, 0.5, 0.56, 1])
-    assert figures.places([0, 0.02, 1]) == pytest.approx([0.005, 0.02, 1])
+def test_a_long_axis_of_errors_may_lie_down(tmp_path):
+    with plotting.figure(tmp_path / "errors.png") as (ax,):
+        ax.plot([0.7, 0.9, 28], range(3))
+        plotting.error_axis(ax, [0.7, 0.9, 28], ax.xaxis)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "linear")
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=12), st.floats(0.01, 50))
+def test_names_lie_apart_in_order_and_no_further_than_they_must(places, gap):
+    """The least squares under these distances: minus the distances asked for it is an isotonic
+    regression, which is the largest of the smallest means of neighbours (max-min formula)."""
+    found = labels.spread(places, gap)
+    order = np.argsort(places, kind="stable")
+    moved = np.array(found)[order]
+    assert (np.diff(moved) >= gap - 1e-6).all()
+    asked, number = gap * np.arange(len(places)), len(places)
+    y = np.array(places)[order] - asked
+    expected = asked + [
+        max(min(y[j : k + 1].mean() for k in range(i, number)) for j in range(i + 1))
+        for i in range(number)
+    ]
+    assert moved == pytest.approx(expected, abs=1e-6)
+
+
+def test_names_stand_where_no_other_points_are():
+    places = labels.beside_diagonal([1, 1, 3, 9], [0.5, 1, 8, 9], 2)
+    below = [(1, pytest.approx(-0.25), False), (1, pytest.approx(1.75), False)]
+    assert places == [*below, (3, pytest.approx(7.5), True), (9, pytest.approx(9.5), True)]
+
+
+def test_titles_say_what_the_rows_say(tmp_path):
+    made_up(tmp_path / "s", variants=("supernet-fair",))
+    study = Study(tmp_path / "s")
+    inherited, scratch = (study.arms[kind].test.mean(0) for kind in ("supernet", "scratch"))
+    assert f"{scratch.max() - scratch.min():.2f} points" in messages.accuracy(study)
+    assert messages.scatter(study).startswith(f"{(inherited > scratch).sum()} of 4 networks")
+    found = summary(study)
+    right = np.isclose(found["tau_per_seed"], 1).sum()
+    assert f"{found['tau_mean']:.2f} on average; {right} of 6 order" in messages.taus(study, found)
+    # MACs are in the order of the accuracies, parameters in the other one.
+    assert "multiply-accumulates: tau 1.00" in messages.frontier(found)
+    assert messages.drift(study).startswith("Movement")  # nothing was measured
+    study.drift = [{"policy": "torch", "active": 4.0, "inactive": 1.0}]
+    assert "25 % as far" in messages.drift(study)
+    curve = [(1, 0.8), (2, 0.9)], [(1, 0.9), (2, 0.8)], [(1, 0.7), (2, 0.7)], [(1, 0), (2, 1)]
+    study.curves = [
+        {"kind": "supernet", "seed": 0, "arch": arch, "epoch": epoch, "val_top1": value}
+        for arch, values in zip(study.archs, curve, strict=True)
+        for epoch, value in values
+    ]
+    assert messages.curves(study).startswith("3 of 4")

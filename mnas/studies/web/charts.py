@@ -116,7 +116,7 @@ def scatter(rows: Rows) -> dict[str, Any]:
             base.mark_point(filled=True, size=90, opacity=1).encode(x=x, y=y, tooltip=tooltip),
             *(
                 _rounded(of_side)
-                .mark_text(align="right" if left else "left", dx=-9 if left else 9)
+                .mark_text(align="right" if left else "left", dx=-7 if left else 7, dy=-7)
                 .encode(x=x, y=y, text=text)
                 for left, of_side in names.items()
             ),
