@@ -1,4 +1,5 @@
-"""The README is true: its example runs, its commands parse, and the files it names exist."""
+"""The README is true, and so is the page that continues it: examples run, commands parse, what they
+name exists, and no page is left out."""
 
 import re
 import shlex
@@ -6,11 +7,15 @@ import shlex
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-BASH = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)).splitlines()
+USAGE = (ROOT / "docs" / "usage.md").read_text()
+BASH = "\n".join(re.findall(r"```bash\n(.*?)```", README + USAGE, flags=re.DOTALL)).splitlines()
+STEPS = re.findall(r"^\|[^|]*\| `(tools/[^`]+)` \|", README, flags=re.MULTILINE)
 
 
 def test_python_examples_run(capsys):
-    examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    exec(example, {"__name__": "example"})
+    examples = re.findall(r"```python\n(.*?)```", USAGE, flags=re.DOTALL)
     assert len(examples) == 3
     names = {"__name__": "example"}  # an example goes on from the one before
     for example in examples:
@@ -45,7 +50,8 @@ def test_every_command_parses():
     tools |= {"freezing.py": freezing, "spaces.py": spaces, "benchmark.py": benchmark}
     tools |= {"study.py": study, "report.py": report, "search.py": search, "rank.py": rank}
     parsed = 0
-    for line in BASH:
+    assert len(STEPS) == 6
+    for line in [*BASH, *(f"python {step}" for step in STEPS)]:
         for command in line.split("&&"):
             words = shlex.split(command)
             if len(words) > 1 and words[1].startswith("tools/"):
@@ -66,7 +72,8 @@ def test_both_set_up_commands_make_their_environment_and_ci_runs_the_second():
 
 
 def test_files_in_the_map_exist():
-    rows = re.findall(r"^\| (`[a-z/_.]+`.*)$", README, flags=re.MULTILINE)
+    page = (ROOT / "docs" / "changing.md").read_text()
+    rows = re.findall(r"^\| (`[a-z/_.]+`.*)$", page, flags=re.MULTILINE)
     assert len(rows) >= 12
     for row in rows:
         room, *inside = re.findall(r"`([a-z/_.-]+(?:/|\.py|\.md|\.ipynb))`", row)
@@ -75,6 +82,24 @@ def test_files_in_the_map_exist():
             assert (ROOT / name).exists() or (
                 (ROOT / room) if room.endswith("/") else (ROOT / room).parent
             ).joinpath(name).exists(), name
+
+
+def test_every_page_is_linked_from_the_readme_and_links_lead_somewhere():
+    linked = set(re.findall(r"\]\(([^)#:]+)\)", README.replace("\n", " ")))
+    assert all((ROOT / name).exists() for name in linked)
+    pages = {
+        f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md") if ".ru." not in page.name
+    }
+    assert pages <= linked
+    for page in pages:
+        for name in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text()):
+            assert (ROOT / "docs" / name).exists(), f"{page}: {name}"
+
+
+def test_the_first_page_is_short_and_leads_to_both_languages():
+    assert len(README.splitlines()) <= 150
+    assert "(README.ru.md)" in README.splitlines()[1]
+    assert "(README.md)" in (ROOT / "README.ru.md").read_text().splitlines()[1]
 
 
 def test_nothing_grows_beyond_what_one_can_hold_in_mind():

@@ -319,5 +319,5 @@ def test_weights_of_ones_own_are_loaded_by_their_path(exports, tmp_path):
     assert not model.load(tmp_path / "mine.pt")(torch.randn(2, 1, 28, 28)).any()
 
 
-def test_the_readme_names_what_an_export_holds():
-    assert "verification.json" in (ROOT / "README.md").read_text()
+def test_the_page_on_usage_names_what_an_export_holds():
+    assert "verification.json" in (ROOT / "docs" / "usage.md").read_text()

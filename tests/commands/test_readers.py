@@ -1,0 +1,79 @@
+"""Readers' test: what a stranger asks of the first page is answered on its first two screens, and
+the numbers of these answers are those of the rows."""
+
+import re
+
+from conftest import ROOT, rows
+from scipy.stats import kendalltau
+
+README = (ROOT / "README.md").read_text()
+SCREENS = 100  # lines
+
+
+def flat(text):
+    return " ".join(text.split())
+
+
+def test_twelve_questions_are_answered_on_two_screens():
+    page = (ROOT / "docs" / "readers-test.md").read_text().replace("\\|", "|")
+    asked = re.findall(r"^\| ([^|]+\?) \| \"(.+)\" \|$", page, flags=re.MULTILINE)
+    assert len(asked) >= 12
+    shown = flat("\n".join(README.splitlines()[:SCREENS]))
+    assert [question for question, answer in asked if answer not in shown] == []
+
+
+def of(study, kind):
+    """{network: {seed: row}}"""
+    found = {}
+    for row in rows(ROOT / "results" / study / "rows.jsonl"):
+        if row["kind"] == kind:
+            found.setdefault(row["arch"], {})[row["seed"]] = row
+    return found
+
+
+def test_short_training_ranks_nine_networks_better_in_less_time():
+    long, short = of("mil9_mnist_long", "scratch"), of("mil9_mnist", "scratch")
+    seeds = range(1000, 1003)
+
+    def tau(seed):
+        """Runs of one seed begin alike: the reference is the others."""
+        truth = [sum(r["test_top1"] for s, r in long[a].items() if s != seed) for a in sorted(long)]
+        return kendalltau([short[a][seed]["test_top1"] for a in sorted(long)], truth)[0]
+
+    def seconds(runs):
+        return sum(row["seconds"] for by_seed in runs.values() for row in by_seed.values())
+
+    said = re.search(r"two\s+epochs from scratch of each network have (\S+) at (\S+):", README)
+    assert said.groups() == (
+        f"{sum(map(tau, seeds)) / len(seeds):.2f}",
+        f"{seconds(short) / seconds(long):.2f}",
+    )
+
+
+def test_thousands_of_networks_as_measured():
+    (folder,) = (ROOT / "results" / "ranking").glob("nb_macro_fair_6_epochs_16px_seed0")
+    by = {row["score"]: row for row in rows(folder / "choosing.jsonl")}
+    smooth = by["supernet, smoothed loss"]
+    low, high = smooth["tau_interval"]
+    worth = "{:.0f} [{:.0f}, {:.0f}]".format(*smooth["worth"])
+    free = max(
+        by[name]["tau"] for name in ("depth", "MACs", "parameters", "ReLUs", "depth by stage")
+    )
+    shown = flat(README)
+    assert (
+        f"has tau {by['supernet, loss']['tau']:.2f} by its loss and {smooth['tau']:.2f} "
+        f"[{low:.2f}, {high:.2f}] after smoothing by a linear model, which is worth {worth} trained"
+    ) in shown
+    assert f"the best score that costs nothing has {free:.2f}" in shown
+
+
+def test_the_table_of_drift_is_that_of_the_rows():
+    hook = rows(ROOT / "results" / "freezing" / "drift.jsonl")
+    ring = rows(ROOT / "results" / "freezing" / "nested.jsonl")
+    for name, title in (("SGD", "SGD, momentum 0.9"), ("Adam", "Adam"), ("AdamW", "AdamW")):
+        (a,) = [
+            r for r in hook if (r["optimizer"], r["steps_before"], r["by"]) == (name, 10, "hook")
+        ]
+        (b,) = [r for r in ring if (r["optimizer"], r["by"]) == (name, "slice")]
+        cells = (a["frozen_rms"] / a["trained_rms"], b["ring_rms"] / b["centre_rms"])
+        assert f"| {title} | {100 * cells[0]:.0f} % | {100 * cells[1]:.0f} % | 0 |" in README
