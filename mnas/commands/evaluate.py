@@ -73,13 +73,7 @@ def main(options: Options) -> None:
     run.say_if_unfinished()
     archs = run.archs(options.arch, options.seed)
     bn = options.bn or run.config.get("bn", "stored")
-    data = runtime.load_data(
-        run.config["dataset"],
-        options.data_root,
-        run.config.get("limit_train"),
-        device=device,
-        resolution=run.config.get("resolution"),
-    )
+    data = run.data(options.data_root, device)
     split = (data.test if options.split == "test" else data.validation).first(options.limit_test)
     bn_images = data.train.images[:BN_IMAGES] if bn == "recalibrate" else None
     with tqdm(total=len(archs) * len(split), unit="img", unit_scale=True, disable=None) as bar:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cyclopts import App, Parameter
 
 from mnas.commands.options import Count, Seed, UserPath
-from mnas.errors import Failure, check_extra, user_input
+from mnas.errors import Failure, check_extra
 from mnas.training import runtime
 from mnas.training.saved import open_run
 
@@ -78,7 +78,6 @@ def main(options: Options) -> None:
     from mnas.networks.formats import FORMATS, run_fresh
     from mnas.networks.recalibrate import recalibrate
     from mnas.storage import files, strict_json
-    from mnas.training import data
     from mnas.training.trainer import BN_IMAGES
 
     runtime.configure_runtime(options.threads or runtime.default_threads())
@@ -90,10 +89,9 @@ def main(options: Options) -> None:
         )
     (arch,) = run.archs(options.arch, options.seed)
     dataset = run.config["dataset"]
-    with user_input():
-        loaded = data.load(dataset, options.data_root, run.config.get("resolution"))
-    test = loaded.test.first(options.limit_test)
-    images = loaded.train.first(run.config.get("limit_train")).images[:BN_IMAGES]
+    data = run.data(options.data_root)
+    test = data.test.first(options.limit_test)
+    images = data.train.images[:BN_IMAGES]
     bn = options.bn or run.config.get("bn", "stored")
 
     def trained(execution: str) -> nn.Module:
@@ -123,7 +121,7 @@ def main(options: Options) -> None:
             folder = Path(scratch) / "export"
             folder.mkdir()
             try:  # on two images, for one is a batch of a size of its own
-                FORMATS[options.format].write(network, folder, loaded.test.images[:2], about_it)
+                FORMATS[options.format].write(network, folder, data.test.images[:2], about_it)
             except ValueError as error:
                 others = ", ".join(name for name in FORMATS if name != options.format)
                 raise Failure(f"{error}; or choose another --format: {others}", 2) from error

@@ -95,18 +95,7 @@ def main(options: Options) -> None:
     }
     with user_input(files.FolderError):
         scored.Scores(out, settings)  # before data are loaded
-    data = runtime.load_data(
-        run.config["dataset"],
-        options.data_root,
-        run.config.get("limit_train"),
-        resolution=run.config.get("resolution"),
-    )
-    if run.directory.data() not in (None, data.found):
-        raise Failure(
-            f"{run.directory.path} was trained with other data than {run.config['dataset']} has "
-            f"now in {options.data_root}; restore them, or give their --data-root",
-            status=2,
-        )
+    data = run.data(options.data_root)
     with user_input():
         run.space.check_images(data.train.images, run.config["dataset"])
     split = runtime.for_training(data.validation.first(options.images))

@@ -91,12 +91,7 @@ def main(options: Options) -> None:
             status=2,
         )
     bn = options.bn or run.config.get("bn", "stored")
-    data = runtime.load_data(
-        run.config["dataset"],
-        options.data_root,
-        run.config.get("limit_train"),
-        resolution=run.config.get("resolution"),
-    )
+    data = run.data(options.data_root)
     split = data.validation.first(options.limit_validation)
     bn_images = data.train.images[:BN_IMAGES] if bn == "recalibrate" else None
     net = run.supernet()

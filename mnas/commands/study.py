@@ -191,10 +191,11 @@ def main(options: Options | None = None) -> None:
     truth = reference(options, archs) if options.truth else None
     planned = arms(options, len(data.train), len(archs), threads, costs, device)
     runs = {arm: arm.runs(root, archs, options.seeds) for arm in planned}
-    try:  # before anything is trained: no run of other settings counts
+    try:  # before anything is trained: no run of other settings or data counts
         for run in (run for of_arm in runs.values() for run in of_arm):
             if (directory := RunDirectory(run.path)).begun:
                 directory.check_config(run.config)
+                directory.check_data(options.dataset, data.found)
     except ValueError as error:
         raise Failure(f"{error}: --runs", status=2) from error
     number = sum(map(len, runs.values()))

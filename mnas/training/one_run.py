@@ -102,7 +102,7 @@ def locked(directory: RunDirectory, config: dict[str, Any], data: Data) -> Itera
     """The directory of a run, begun now or before with the same settings and data, for this process
     alone.
 
-    Raises FolderError or Failure where it cannot be that.
+    Raises FolderError where it cannot be that.
     """
     if not directory.begun:
         with directory.new():
@@ -112,12 +112,7 @@ def locked(directory: RunDirectory, config: dict[str, Any], data: Data) -> Itera
     directory.check_config(config)
     with writing(directory.path), directory.lock():
         directory.recover()
-        if directory.data() not in (None, data.found):
-            raise Failure(
-                f"{directory.path} was begun with other data than {config['dataset']} has now "
-                f"({directory.data()}, not {data.found}); restore them, or start a new run",
-                status=2,
-            )
+        directory.check_data(config["dataset"], data.found)
         yield
 
 

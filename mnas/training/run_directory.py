@@ -124,6 +124,16 @@ class RunDirectory:
                     f"resume with the same settings or choose another directory"
                 )
 
+    def check_data(self, dataset: str, found: dict[str, Any]) -> None:
+        """Raise FolderError where the run was begun with other data than were found now."""
+        begun = self.data()
+        if begun not in (None, found):
+            raise FolderError(
+                f"{self.path} was begun with other data than {dataset} has now (SHA-256 "
+                f"{begun['sha256'][:12]}, not {found['sha256'][:12]}); give --data-root those of "
+                "the run, or choose another directory"
+            )
+
     def recover(self) -> None:
         """Remove what kill -9 left of writes, and compare every file with its digest; before a run
         goes on."""

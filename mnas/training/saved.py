@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnas.errors import Failure, user_input
+from mnas.training import runtime
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from mnas.networks.evaluate import Score
     from mnas.space.search_space import SearchSpace
     from mnas.space.supernet import Supernet
-    from mnas.training.data import Split
+    from mnas.training.data import Data, Split
     from mnas.training.run_directory import RunDirectory
 
 
@@ -36,6 +37,21 @@ class SavedRun:
                 f"note: {self.directory.path} is not finished; its weights are those so far",
                 file=sys.stderr,
             )
+
+    def data(self, root: Path, device: str = "cpu") -> Data:
+        """The images that the run was trained with. Raises Failure for others: its networks would
+        be recalibrated and scored on what they have not been trained for."""
+        config = self.config
+        found = runtime.load_data(
+            config["dataset"],
+            root,
+            config.get("limit_train"),
+            device=device,
+            resolution=config.get("resolution"),
+        )
+        with user_input():
+            self.directory.check_data(config["dataset"], found.found)
+        return found
 
     def archs(self, wanted: str, seed: int) -> list[str]:
         """The architectures that `all`, `random` or a name stands for in this run."""

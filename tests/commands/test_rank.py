@@ -138,7 +138,7 @@ def test_rows_equal_networks_scored_one_by_one_and_the_command_continues(trained
     shutil.copy(other.with_name("0.png"), other)
     done = rank(trained, "--networks", 120, "--out", "whole")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "run was trained with other data than folder has now in images" in done.stderr
+    assert "run was begun with other data than folder has now" in done.stderr
     other.unlink()
     done = rank(trained, "--networks", 9, "--out", "few")
     assert done.returncode == 2

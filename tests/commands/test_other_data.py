@@ -1,0 +1,77 @@
+"""Images other than those that a run was trained with: no command reads a number off them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_own_space import QUICK, refused
+from test_own_space import command as command
+
+SPACE = """
+from torch import nn
+import mnas
+
+
+def build():
+    convolutions = {f"k{k}": nn.Conv2d(3, 4, k, padding=k // 2) for k in (3, 5)}
+    head = (nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    return nn.Sequential(mnas.Choice(convolutions), *head)
+
+
+def mine():
+    return mnas.SearchSpace(build, name="mine", input_shape=(3, 9, 9))
+"""
+
+
+def images(root, seed):
+    random = np.random.default_rng(seed)
+    for part, number in (("train", 40), ("test", 5)):
+        for label in "ab":
+            (root / part / label).mkdir(parents=True)
+            for n in range(number):
+                pixels = random.integers(256, size=(9, 9, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / label / f"{n}.png")
+    return root
+
+
+@pytest.fixture
+def made(tmp_path):
+    """The arguments for a space and for a folder, and another folder with images of its form."""
+    (tmp_path / "space.py").write_text(SPACE)
+    own = ("--space", f"{tmp_path / 'space.py'}:mine")
+    return own, images(tmp_path / "own", 0), images(tmp_path / "other", 1)
+
+
+def test_no_command_scores_a_run_on_other_images(made, command, tmp_path):
+    space, own, other = made
+    run = tmp_path / "run"
+    arguments = ("--dataset", "folder", "--data-root", own, *QUICK, *space, "--out", run)
+    assert command("train", *arguments)[0] == 0
+    for name, more in (
+        ("evaluate", ()),
+        ("search", ("--trials", 2)),
+        ("export", ("--arch", "k3")),
+        ("rank", ()),
+    ):
+        out = tmp_path / f"of_{name}"
+        wanted = (name, "--checkpoint", run, *space, *more, "--threads", 1, "--out", out)
+        wanted += ("--data-root",)
+        error = refused(command(*wanted, other))
+        assert "was begun with other data than folder has now (SHA-256" in error
+        assert "give --data-root those of the run" in error
+        assert not out.exists()
+        status, _, error = command(*wanted, own)
+        assert status == 0, error
+        assert out.exists()
+
+
+def test_runs_of_other_images_are_none_of_a_study(made, command, tmp_path):
+    space, own, other = made
+    study = ("study", *space, "--dataset", "folder", "--seeds", 1, "--epochs", 0.5, "--jobs", 1)
+    study += ("--threads", 1, "--runs", tmp_path / "runs", "--out", tmp_path / "results")
+    status, _, error = command(*study, "--data-root", own)
+    assert status == 0, error
+    before = {file: file.read_bytes() for file in (tmp_path / "results").glob("*.jsonl")}
+    error = refused(command(*study, "--data-root", other))
+    assert "was begun with other data than folder has now" in error
+    assert "choose another directory: --runs" in error
+    assert before == {file: file.read_bytes() for file in (tmp_path / "results").glob("*.jsonl")}
