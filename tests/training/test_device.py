@@ -54,6 +54,12 @@ def test_every_rule_runs_where_its_tensors_are(rule, small):
     assert all(state["momentum_buffer"].is_meta for state in optimizer.state.values())
 
 
+@pytest.mark.parametrize("augment", data.AUGMENT)
+def test_images_are_augmented_where_they_are(augment):
+    changed = data.AUGMENT[augment](torch.zeros(2, 3, 16, 16, device="meta"))
+    assert (changed.is_meta, changed.shape) == (True, (2, 3, 16, 16))
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_bfloat16_is_of_the_device_of_the_images(device, small, monkeypatch):
     seen, real = [], torch.autocast

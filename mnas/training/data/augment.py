@@ -1,5 +1,5 @@
-"""Images changed anew each time that they are trained on; torch's generator decides how, so that a
-resumed run goes on with the same."""
+"""Images changed anew each time that they are trained on; torch's generator of the CPU decides how,
+wherever the images are, so that a resumed run goes on with the same."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def cropped_and_flipped(images: Tensor) -> Tensor:
     down, right = torch.randint(2 * most + 1, (2, number))
     flip = torch.randint(2, (number, 1, 1, 1), dtype=torch.bool)
     moved = windows[torch.arange(number), :, down, right]
-    return torch.empty_like(images).copy_(torch.where(flip, moved.flip(3), moved))
+    chosen = torch.where(flip.to(images.device), moved.flip(3), moved)
+    return torch.empty_like(images).copy_(chosen)
 
 
 AUGMENT: dict[str, Callable[[Tensor], Tensor]] = {
