@@ -143,17 +143,19 @@ def _whole(values: Iterable[int], what: str, least: int) -> tuple[int, ...]:
 def _resized(match: Match, size: int) -> nn.Module:
     """A convolution of another kernel size with the same output size."""
     layer = match.layer
-    grown = [d * (size - layer.kernel_size[0]) for d in layer.dilation]
+    more = size - layer.kernel_size[0]
+    grown = [d * more for d in layer.dilation]
     padding = layer.padding
     if padding == "valid":
         padding = (0,) * len(grown)
     if not isinstance(padding, str):
         padding = tuple(p + more // 2 for p, more in zip(padding, grown, strict=True))
-        if any(more % 2 for more in grown) or min(padding) < 0:
-            raise ValueError(
-                f"{layer} has no candidate of kernel size {size} with the same output size; use "
-                "sizes that differ by even numbers and are not below what its padding allows"
-            )
+    # By an odd number no kernel is in the middle of another, whatever the output size.
+    if more % 2 or (not isinstance(padding, str) and min(padding) < 0):
+        raise ValueError(
+            f"{layer} has no candidate of kernel size {size} with the same centre and output size; "
+            "use sizes that differ by even numbers and are not below what its padding allows"
+        )
     settings: dict[str, Any] = {
         "stride": layer.stride,
         "padding": padding,

@@ -311,6 +311,15 @@ def wider(layer):
         (Twice, mnas.rules.kernels("cov", (3, 5)), "selects no layer"),
         (Twice, mnas.rules.kernels("conv", (5, 7)), "with a kernel of 5 or 7, and selects conv"),
         (Twice, mnas.rules.kernels("conv", (3, 4)), "sizes that differ by even numbers"),
+        *(  # outputs would keep their size, kernels not their centre
+            (
+                lambda how=how: nn.Sequential(nn.Conv2d(3, 3, 3, **how)),
+                mnas.rules.kernels("0", (3, other)),
+                "differ by even",
+            )
+            for how in ({"padding": 2, "dilation": 2}, {"padding": "same"})
+            for other in (2, 4)
+        ),
         (
             lambda: nn.Sequential(nn.Conv2d(3, 3, 3)),
             mnas.rules.kernels("0", (3, 1)),
