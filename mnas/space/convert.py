@@ -174,7 +174,6 @@ def _choice(name: str, rule: Rule, candidates: Mapping[str, nn.Module], names: s
     given = next(iter(candidates.values()))
     frozen = {n: p.requires_grad for n, p in given.named_parameters()}
     for candidate in candidates.values():
-        candidate.train(given.training)
         for key, parameter in candidate.named_parameters():
             parameter.requires_grad_(frozen.get(key, parameter.requires_grad))
     # Of tensors as large as each other the last gives the start: the given one.

@@ -101,6 +101,7 @@ def _repeats(times: tuple[int, ...], match: Match) -> dict[str, nn.Module]:
         # In a sequence the first block has the same names, however many there are.
         module = nn.Sequential(*blocks) if max(times) > 1 else match.layer
         made[f"x{count}"] = module if count else nn.Identity()
+        made[f"x{count}"].training = match.layer.training
     return made
 
 
@@ -126,7 +127,21 @@ def _candidates(
             f"{getattr(make, '__name__', make)} returns {others!r}; expected a dict of the other "
             "candidates, none of which is called 'given'"
         )
+    for module in others.values():
+        if isinstance(module, nn.Module):
+            _as_given(match.layer, module)
     return {"given": match.layer, **others}
+
+
+def _as_given(layer: nn.Module, made: nn.Module) -> nn.Module:
+    """In the mode of a layer; what has the same name in it, as a BatchNorm that is kept in
+    evaluation mode, in the mode of that."""
+    modes = {name: module.training for name, module in layer.named_modules()}
+    own = set(layer.modules())
+    for name, module in made.named_modules():
+        if module not in own:
+            module.training = modes.get(name, layer.training)
+    return made
 
 
 def _whole(values: Iterable[int], what: str, least: int) -> tuple[int, ...]:
@@ -168,13 +183,13 @@ def _resized(match: Match, size: int) -> nn.Module:
     }
     shape = layer.in_channels, layer.out_channels, size
     if not match.given:
-        return type(layer)(*shape, **settings)
+        return _as_given(layer, type(layer)(*shape, **settings))
     resized = nn.utils.skip_init(type(layer), *shape, **settings)
     with torch.no_grad():
         resized.weight.copy_(_centred(layer.weight, size))
         if layer.bias is not None:
             resized.bias.copy_(layer.bias)
-    return resized
+    return _as_given(layer, resized)
 
 
 def _centred(weight: torch.Tensor, size: int) -> torch.Tensor:

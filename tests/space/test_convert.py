@@ -272,6 +272,33 @@ def test_frozen_layers_devices_types_and_pickles():
     assert torch.equal(again(x, space.path()), model(x))
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        mnas.rules.repeats("1", (0, 1, 2)),
+        mnas.rules.repeats("1", (1, 0)),
+        mnas.rules.candidates("1", lambda layer: {"other": copy.deepcopy(layer)}),
+    ],
+)
+def test_a_layer_in_a_mode_of_its_own_stays_in_it(rule, training):
+    # As a BatchNorm in evaluation mode while the others are trained.
+    block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Dropout())
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), block).train(training)
+    block[1].train(not training)
+    space = mnas.convert(model, rule, input_shape=(3, 8, 8))
+    net, x = mnas.Supernet(space), torch.randn(4, 3, 8, 8)
+    found = []
+    for of_given in (lambda: net(x, space.path()), lambda: model(x)):
+        torch.manual_seed(0)
+        found.append(of_given())
+    assert torch.equal(*found)
+    modes = {type(m): set() for m in block}
+    for module in net.modules():
+        modes.get(type(module), set()).add(module.training)
+    assert modes == {m.__class__: {m.training} for m in block}
+
+
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()
