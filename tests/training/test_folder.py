@@ -1,6 +1,8 @@
 """Images in folders: decoded as Pillow decodes them, split and mixed by class, kept in a checked
 file, and what is wrong is said."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -180,6 +182,14 @@ WRONG = {
         lambda root: draw((9, 8)).save(root / "train" / "dog" / "x.jpg"),
         r"x\.jpg has 8x9 pixels, .*cat/0000\.jpg 8x8; give --resolution",
     ),
+    "a link to nothing": (
+        lambda root: (root / "train" / "dog" / "x.jpg").symlink_to("nowhere"),
+        r"cannot read .*dog/x\.jpg \(No such file or directory\); restore or remove it",
+    ),
+    "a pipe": (
+        lambda root: os.mkfifo(root / "train" / "dog" / "x.jpg"),
+        r"dog/x\.jpg is no regular file; expected an image: remove it",
+    ),
 }
 
 
@@ -191,6 +201,18 @@ def test_what_is_wrong_with_a_folder_is_said_in_a_line(case, tmp_path):
         data.load("folder", tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / folder.CACHE).exists()
+
+
+def test_names_may_be_of_any_bytes(tmp_path):
+    images(tmp_path)
+    renamed = data.load("folder", images(tmp_path / "other"))
+    for part in ("train", "test"):  # \udcff is how Python has a byte that is no UTF-8
+        place = tmp_path / "other" / part
+        (place / "dog").rename(place / "dog\udcff")
+        (place / "cat" / "0001.jpg").rename(place / "cat" / "0001\udcff.jpg")
+    again = data.load("folder", tmp_path / "other")
+    assert again.sha256 != renamed.sha256 == data.load("folder", tmp_path).sha256
+    assert torch.equal(again.train.images, renamed.train.images)
 
 
 def test_images_of_several_sizes_are_resized(tmp_path):

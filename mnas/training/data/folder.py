@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def read(root: Path, side: int | None = None) -> Pixels:
             "classes in both"
         )
     key = hashlib.sha256(
-        "\n".join(line for _, part in listed.values() for line in part.lines).encode()
+        os.fsencode("\n".join(line for _, part in listed.values() for line in part.lines))
     ).hexdigest()
     kept = _Kept(root / CACHE, f"{side or 'original'}.npz", key)
     arrays = kept.read()
@@ -64,7 +65,7 @@ def read(root: Path, side: int | None = None) -> Pixels:
         labels = [np.array(part.labels) for _, part in listed.values()]
         arrays = [images[:number], labels[0], images[number:], labels[1]]
         kept.write(arrays)
-    digest = hashlib.sha256("\n".join(classes["train"]).encode())
+    digest = hashlib.sha256(os.fsencode("\n".join(classes["train"])))
     for array in arrays:
         digest.update(str(array.shape).encode() + array.tobytes())
     return Pixels(*arrays, verified=False, sha256=digest.hexdigest(), by_class=True)
@@ -97,11 +98,20 @@ def _listed(part: Path) -> tuple[list[str], Listed]:
 
 
 def _images(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    for entry in os.scandir(folder):
-        if entry.is_dir():
-            yield from _images(Path(entry.path))
-        elif entry.name.lower().endswith(ENDINGS) and entry.name[0] != ".":
-            yield Path(entry.path), entry.stat()
+    path = folder
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path = Path(entry.path)
+                if entry.is_dir():
+                    yield from _images(path)
+                elif entry.name.lower().endswith(ENDINGS) and entry.name[0] != ".":
+                    about = entry.stat()
+                    if not stat.S_ISREG(about.st_mode):  # a pipe would never end
+                        raise DataError(f"{path} is no regular file; expected an image: remove it")
+                    yield path, about
+    except OSError as error:
+        raise DataError(f"cannot read {path} ({error.strerror}); restore or remove it") from error
 
 
 def _decoded(files: list[Path], side: int | None) -> np.ndarray:
