@@ -102,6 +102,14 @@ def test_the_first_page_is_short_and_leads_to_both_languages():
     assert "(README.md)" in (ROOT / "README.ru.md").read_text().splitlines()[1]
 
 
+def test_the_russian_page_has_the_same_commands_and_its_links_lead_somewhere():
+    page = (ROOT / "README.ru.md").read_text()
+    for kind in (r"\| `(tools/[^`]+)` \|", r"```bash\n(.*?)\n```"):
+        assert re.findall(kind, page, flags=re.DOTALL) == re.findall(kind, README, flags=re.DOTALL)
+    names = re.findall(r"\]\(([^)#:]+)\)", page + (ROOT / "docs" / "ideas.ru.md").read_text())
+    assert all((ROOT / name).exists() or (ROOT / "docs" / name).exists() for name in names)
+
+
 def test_nothing_grows_beyond_what_one_can_hold_in_mind():
     for file in (
         file

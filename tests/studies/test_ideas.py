@@ -81,3 +81,12 @@ def test_what_the_supernet_cost():
     said = re.search(r"is (\S+) of one full training .* scoring 600 paths (\S+)\. So", PAGE)
     assert said.groups() == (f"{supernet:.3f}", f"{scoring:.3f}")
     assert f"about {supernet + scoring:.2f} |" in PAGE
+
+
+def test_the_russian_page_has_the_same_numbers_in_its_tables():
+    def numbers(name, point, thousands):
+        tables = re.findall(r"^\|.*\|$", (ROOT / "docs" / name).read_text(), flags=re.MULTILINE)
+        text = re.sub(rf"(?<=\d){thousands}(?=\d{{3}}\b)", "", "\n".join(tables))
+        return re.findall(r"\d+(?:\.\d+)?", text.replace(point, "."))
+
+    assert numbers("ideas.md", ".", ",") == numbers("ideas.ru.md", ",", " ")
