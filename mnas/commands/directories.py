@@ -19,6 +19,7 @@ def default_out(config: dict[str, Any]) -> Path:
         config["mode"],
         config.get("rule"),
         config.get("arch"),
+        *config.get("group", ()),
         config["space"].rpartition(":")[2],  # of a file, the function
         config["dataset"],
         f"seed{config['seed']}",

@@ -92,8 +92,8 @@ def main(options: Options) -> None:
     shown = [(r["arch"], 100 * r[f"{options.split}_top1"], *list(r.values())[2:]) for r in rows]
     headers = ("arch", f"{options.split} top-1 %", f"{options.split} loss", "params", "MACs")
     print(
-        f"{run.config['mode']} of {run.config['space']} on {run.config['dataset']}, {len(split)} "
-        "images"
+        f"{' '.join((run.config['mode'], 'of', run.config['space'], *run.space.group))} on "
+        f"{run.config['dataset']}, {len(split)} images"
     )
     print(tabulate(shown, headers, floatfmt=("", ".2f", ".4f"), intfmt=","))
     if options.out is not None:

@@ -141,11 +141,12 @@ def _number(text: str) -> int | None:
 
 
 def _available(run: SavedRun, table: Table | None) -> list[tuple[int, ...]]:
-    """The paths that have a published accuracy, or all of a small space."""
+    """The paths that have a published accuracy, or all of a small space; of a sub-supernet those of
+    its group."""
     from mnas.space.search_space import MANY
 
     if table is not None:
-        return [tuple(path) for path in table.paths.tolist()]
+        return [path for path in map(tuple, table.paths.tolist()) if path in run.space]
     if run.space.size > MANY:
         raise Failure(
             f"space {run.space.name} has {run.space.size:,} networks and no published accuracies; "

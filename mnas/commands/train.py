@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from mnas.commands import directories
+from mnas.commands import directories, settings
 from mnas.commands.options import (
     Count,
     Device,
@@ -31,7 +31,6 @@ from mnas.commands.options import (
 )
 from mnas.errors import Failure, user_input
 from mnas.training import one_run, processes, runtime, sweep
-from mnas.training.one_run import DEFAULTS, OWN
 from mnas.training.processes import LostError, Processes
 from mnas.training.saved import resume_command
 
@@ -116,7 +115,11 @@ class Options:
     """supernet: entries that a step does not use stay, or move on by stock momentum and decay.
     [default: frozen]"""
     start: UserPath | None = None
-    "scratch: a supernet's run whose weights the network begins with. [default: random weights]"
+    """A supernet's run whose weights the network, or the supernet, begins with. [default: random
+    weights]"""
+    group: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative=())] = None
+    """supernet: train and score only the networks with these values of decisions, as
+    choice0=conv5x5: a sub-supernet of few-shot search. [default: all networks]"""
     validate_every: Count | None = None
     "Epochs between validations; a supernet validates every network. [default: 1]"
     limit_train: Count | None = None
@@ -145,15 +148,6 @@ class Options:
     checkpoint_every: Count = 200
     "Steps between checkpoints; there is one after each epoch too."
 
-
-UNWRITTEN: dict[str, tuple[Any, str]] = {
-    "rule": ("single_path", "--rule"),
-    "device": ("cpu", "--device"),
-    "processes": (1, "torchrun --nproc_per_node"),
-    "paths_per_rank": (False, "--paths-per-rank"),
-}
-"""Settings that are in config.json only where they have another value, because runs from before
-there were these settings go on; and what sets them."""
 
 app = App(help=__doc__, help_format="markdown", version_flags=())
 
@@ -208,7 +202,7 @@ def _main(options: Options, group: Processes) -> None:
             stored = directory.config()
         directories.check_space(directory, stored, given)
         config = {**stored, **given}
-        for key, (usual, flag) in UNWRITTEN.items():
+        for key, (usual, flag) in settings.UNWRITTEN.items():
             began, now = (c.get(key, usual) for c in (stored, config))
             if began != now:
                 raise Failure(
@@ -217,8 +211,8 @@ def _main(options: Options, group: Processes) -> None:
                     status=2,
                 )
     else:
-        config = {**_defaults(options), **given}
-    config = _resolve(config)
+        config = {**settings.defaults(options.mode, options.rule, options.jobs), **given}
+    config = settings.resolved(config)
     if options.jobs > 1 and config.get("arch") != "all":
         raise Failure(
             f"--jobs {options.jobs} is for --mode scratch --arch all; expected 1, leave it out",
@@ -269,7 +263,7 @@ def _train(
     group: Processes,
 ) -> None:
     print(
-        f"{config['mode']} of {space.name} ({space.size} architectures) on {config['dataset']}: "
+        f"{config['mode']} of {space.title} ({space.size} architectures) on {config['dataset']}: "
         f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test "
         f"images; run directory {directory.path}",
         flush=True,
@@ -280,102 +274,6 @@ def _train(
     sweep.check(runs, outcomes, resume_command(directory.path, config))
     if config.get("arch") == "all":
         directories.join(directory, config, runs, outcomes)
-
-
-def _defaults(options: Options) -> dict[str, Any]:
-    from mnas.training.registry import RULES
-
-    found = {**DEFAULTS[options.mode]}
-    if options.mode == "supernet" and options.rule is not None:
-        found["sampler"] = RULES[options.rule].sampler or found["sampler"]
-    return {**found, "threads": max(1, runtime.default_threads() // options.jobs)}
-
-
-def _resolve(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings checked against each other and against the space; `random` becomes the network
-    it drew."""
-    import torch
-
-    import mnas
-
-    runtime.device(config.get("device", "cpu"))
-    for key in ("device", "processes", "paths_per_rank"):
-        if config.get(key) == UNWRITTEN[key][0]:
-            del config[key]
-    scratch, several = config["mode"] == "scratch", config.get("processes", 1) > 1
-    if "paths_per_rank" in config and (scratch or not several):
-        raise Failure(
-            "--paths-per-rank is for --mode supernet under torchrun --nproc_per_node=N; leave it "
-            "out",
-            2,
-        )
-    if several and config.get("arch") == "all":
-        raise Failure("--arch all is for one process; leave out torchrun, --jobs trains several", 2)
-    if not scratch and config.get("arch"):
-        raise Failure(
-            f"--arch {config['arch']} is for --mode scratch; a supernet trains every network",
-            status=2,
-        )
-    other = "supernet" if scratch else "scratch"
-    for key in OWN[other].keys() - DEFAULTS[config["mode"]].keys():
-        if key in config:
-            raise Failure(f"--{key} {config[key]} is for --mode {other}; leave it out", status=2)
-    with user_input():
-        space = one_run.space_of(config)
-        if config.get("execution") == "masked":
-            mnas.Supernet(space, "masked")  # raises where that does not exist
-        if scratch and config["arch"] is None:
-            raise Failure(
-                f"--arch is missing; expected all, random or {space.describe()}", status=2
-            )
-        if scratch and config["arch"] == "random":
-            config["arch"] = space.format(
-                space.sample(torch.Generator().manual_seed(config["seed"]))
-            )
-        elif scratch and config["arch"] == "all":
-            space.names()  # raises where there are too many
-        elif scratch:
-            config["arch"] = space.format(space.parse(config["arch"]))
-    if config.get("start"):
-        config["start"] = str(config["start"])
-        for path in space.paths() if config["arch"] == "all" else [space.parse(config["arch"])]:
-            one_run.exported(
-                Path(config["start"]), space.name, space.format(path), one_run.own_space(config)
-            )
-    _resolve_rule(config, space)
-    return config
-
-
-def _resolve_rule(config: dict[str, Any], space: SearchSpace) -> None:
-    """The rule and all its options, checked; nothing of them in the settings for single_path, as in
-    runs from before there were rules."""
-    from mnas.training.registry import RULES, bound, checked_options, owners
-
-    rule = config.pop("rule", "single_path")
-    for option in {name: None for known in RULES.values() for name in known.options}:
-        if option in config and option not in RULES[rule].options:
-            flag, names = "--" + option.replace("_", "-"), " or ".join(owners(option))
-            raise Failure(f"{flag} {config[option]} is for --rule {names}; leave it out", status=2)
-    if rule == "single_path":
-        return
-    config["rule"] = rule
-    if "teacher" in RULES[rule].options:
-        if "teacher" not in config:
-            raise Failure("--teacher is missing; expected the directory of a finished run", 2)
-        config["teacher"] = str(config["teacher"])
-    with user_input():
-        options = one_run.rule_options(config)
-        bound(rule, space, config.get("sampler"), options, alone=config["mode"] == "scratch")
-        checked = checked_options(rule, options)
-    if "teacher" in checked:
-        digest = one_run.digest(checked.pop("teacher"))
-        if config.setdefault("teacher_sha256", digest) != digest:
-            raise Failure(
-                f"--teacher {config['teacher']} holds other weights than when the run was begun; "
-                "restore them",
-                status=2,
-            )
-    config |= checked
 
 
 def _note_crowding(jobs: int, threads: int) -> None:

@@ -120,6 +120,11 @@ class SearchSpace:
         )
 
     @property
+    def title(self) -> str:
+        """Its name, and what it is restricted to."""
+        return f"{self.name}{' with ' if self.fixed else ''}{' and '.join(self.group)}"
+
+    @property
     def indices(self) -> tuple[tuple[int, ...], ...]:
         """For each decision those of the values that it can have: of all, or of one."""
         return self._within.indices
@@ -203,7 +208,7 @@ class SearchSpace:
                 index = decision.index(given[decision.name])
                 if index not in indices:
                     left_out = f"{decision.name}={decision.labels[index]}"
-                    raise ValueError(f"{left_out} is not in {self._title}")
+                    raise ValueError(f"{left_out} is not in space {self.title}")
             found.append(index)
         return tuple(found)
 
@@ -243,7 +248,7 @@ class SearchSpace:
             if None not in found and tuple(found) in self:
                 return tuple(found)
         raise ValueError(
-            f"architecture {arch!r} is not in {self._title}; expected {self.describe()}"
+            f"architecture {arch!r} is not in space {self.title}; expected {self.describe()}"
         )
 
     def names(self) -> list[str]:
@@ -321,10 +326,6 @@ class SearchSpace:
     @cached_property
     def _within(self) -> Coupling:
         return self.coupling.within(self.fixed) if self.fixed else self.coupling
-
-    @property
-    def _title(self) -> str:
-        return f"space {self.name}{' with ' if self.fixed else ''}{' and '.join(self.group)}"
 
     def _pattern(self) -> str:
         return " - ".join(

@@ -55,6 +55,8 @@ class SupernetSettings(_Settings, kw_only=True, tag="supernet"):
     policy: Literal["frozen", "torch"]
     paths_per_rank: Literal[True] | None = None
     watched: Annotated[list[Name], Meta(min_length=1)] | None = None
+    group: Annotated[list[Name], Meta(min_length=1)] | None = None  # of a sub-supernet
+    start: Name | None = None
     rule: Literal[
         "single_path", "fair", "sandwich", "distilled", "path_dropout", "ranked", "dynamic"
     ] = "single_path"

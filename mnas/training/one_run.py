@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,14 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mnas.errors import Failure, user_input, writing
-from mnas.training import runtime
+from mnas.training import inherited, runtime
 from mnas.training.processes import ALONE, LostError, Processes
 from mnas.training.progress import Interruption
-from mnas.training.saved import open_run, resume_command
+from mnas.training.saved import grouped, resume_command
 
 if TYPE_CHECKING:  # as in common.py
-    from torch import nn
-
     from mnas.space.search_space import SearchSpace
     from mnas.training.data import Data
     from mnas.training.run_directory import RunDirectory
@@ -240,9 +237,24 @@ def space_of(config: dict[str, Any]) -> SearchSpace:
     from mnas.spaces import own
 
     if config.get("space_sha256") is None:
-        return spaces.get(config["space"], config.get("resolution"))
-    space = own.load(config["space"], config["space_sha256"])
-    return space.at(config["resolution"]) if config.get("resolution") else space
+        space = spaces.get(config["space"], config.get("resolution"))
+    else:
+        space = own.load(config["space"], config["space_sha256"])
+        space = space.at(config["resolution"]) if config.get("resolution") else space
+    return grouped(space, config)
+
+
+def begun_with(
+    config: dict[str, Any], space: SearchSpace, arch: str | None = None
+) -> dict[str, Any] | None:
+    """The weights of the run in `start`: of its network `arch`, or of the supernet. None without
+    such a run."""
+    if not config.get("start"):
+        return None
+    run, own = Path(config["start"]), own_space(config)
+    if arch is None:
+        return inherited.supernet(run, space, own)
+    return inherited.exported(run, space.name, arch, own)
 
 
 def own_space(config: dict[str, Any]) -> str | None:
@@ -263,13 +275,11 @@ def trainer_of(config: dict[str, Any], data: Data, processes: Processes = ALONE)
         options = {key: config[key] for key in OWN["supernet"] if key != "epochs"}
         if "watched" in config:
             options["watched"] = [space.parse(arch) for arch in config["watched"]]
+        options["start"] = begun_with(config, space)
         return supernet_trainer(
             space, data.train, data.validation, recipe, config["seed"], **options, **rule
         )
-    path = space.parse(config["arch"])
-    start = None
-    if config["start"]:
-        start = exported(Path(config["start"]), space.name, config["arch"], own_space(config))
+    path, start = space.parse(config["arch"]), begun_with(config, space, config["arch"])
     return scratch_trainer(
         space, path, data.train, data.validation, recipe, config["seed"], start, **rule
     )
@@ -283,58 +293,8 @@ def rule_options(config: dict[str, Any], data: Data | None = None) -> dict[str, 
     own = RULES[config.get("rule", "single_path")].options
     found = {name: config[name] for name in own if name in config}
     if "teacher" in found:
-        found["teacher"] = teacher(Path(found["teacher"]), data, own_space(config))
+        found["teacher"] = inherited.teacher(Path(found["teacher"]), data, own_space(config))
     return found
-
-
-def teacher(run: Path, data: Data | None = None, own_space: str | None = None) -> nn.Module:
-    """The network of a finished run, in evaluation mode; of several the dearest. own_space: as of
-    `open_run`."""
-    import mnas
-    from mnas.networks.cost import extremes, size
-    from mnas.networks.export import compact
-    from mnas.training.trainer import BN_IMAGES
-
-    finished = open_run(run, own_space)
-    if not finished.directory.finished:
-        raise Failure(
-            f"--teacher {run} is not finished; continue it with --resume --out {run} first",
-            status=2,
-        )
-    space = finished.space
-    if finished.config["mode"] == "supernet":
-        path = extremes(space).largest
-    else:
-        path = max(map(space.parse, finished.weights), key=lambda p: size(space, p))
-    network = compact(finished.network(space.format(path)))
-    if data is not None:
-        network = network.to(data.train.images.device)
-    if finished.config.get("bn") == "recalibrate" and data is not None:
-        network = mnas.recalibrate(network, data.train.images[:BN_IMAGES])
-    return network.eval()
-
-
-def digest(network: nn.Module) -> str:
-    """Of the weights and statistics of a network."""
-    found = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        found.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
-
-
-def exported(run: Path, space: str, arch: str, own_space: str | None = None) -> dict[str, Any]:
-    """The state dict of a network as a finished run holds it. own_space: as of `open_run`."""
-    from mnas.networks.export import compact
-
-    finished = open_run(run, own_space)
-    if not finished.directory.finished:
-        raise Failure(
-            f"--start {run} is not finished; continue it with --resume --out {run} first", status=2
-        )
-    if finished.space.name != space:
-        raise Failure(f"--start {run} is a run of {finished.space.name}, not of {space}", status=2)
-    (arch,) = finished.archs(arch, seed=0)
-    return compact(finished.network(arch)).state_dict()
 
 
 def _restore(

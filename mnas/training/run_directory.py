@@ -120,8 +120,9 @@ class RunDirectory:
             if stored.get(key) != config.get(key):
                 flag = "--" + key.replace("_", "-")
                 raise FolderError(
-                    f"{self.path} was begun with {flag} {stored.get(key)}, not {config.get(key)}; "
-                    f"resume with the same settings or choose another directory"
+                    f"{self.path} was begun with {flag} {_shown(stored.get(key))}, not "
+                    f"{_shown(config.get(key))}; resume with the same settings or choose another "
+                    f"directory"
                 )
 
     def check_data(self, dataset: str, found: dict[str, Any]) -> None:
@@ -272,6 +273,11 @@ class RunDirectory:
         value = parse(self._folder.read(name), dict, self.path / name)
         checked(value, kind, self.path / name)
         return value
+
+
+def _shown(value: Any) -> Any:
+    """A setting as a command line has it."""
+    return " ".join(value) if isinstance(value, list) else value
 
 
 def _json(value: Any) -> str:

@@ -173,7 +173,7 @@ def _space(directory: RunDirectory, config: dict[str, Any], given: str | None) -
             raise Failure(
                 f"{directory.path} is a run of space {stored}, not {given}; leave out --space", 2
             )
-        return spaces.get(stored, config.get("resolution"))
+        return grouped(spaces.get(stored, config.get("resolution")), config)
     if given is None or not own.is_own(given):
         raise Failure(
             f"{directory.path} has a space of its own, which was in {stored}; a run directory "
@@ -181,7 +181,22 @@ def _space(directory: RunDirectory, config: dict[str, Any], given: str | None) -
             status=2,
         )
     space = own.load(given, digest)
-    return space.at(config["resolution"]) if config.get("resolution") else space
+    return grouped(space.at(config["resolution"]) if config.get("resolution") else space, config)
+
+
+def grouped(space: SearchSpace, config: dict[str, Any]) -> SearchSpace:
+    """The space, or the part of it that a sub-supernet is trained on: `group` has decisions with a
+    value each, as choice0=conv5x5. Raises ValueError."""
+    values: dict[str, str] = {}
+    for word in config.get("group") or ():
+        decision, equals, value = word.partition("=")
+        if not equals or decision in values:
+            raise ValueError(
+                f"--group {word}; expected DECISION=VALUE, each decision once, of "
+                f"{', '.join(decision.name for decision in space.decisions)}"
+            )
+        values[decision] = value
+    return space.restricted(values) if values else space
 
 
 def resume_command(directory: Path, config: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ WORDS = ("x", "", "../x", "a" * 5000, "all ", "\n", "--", "é", "0", "-1")
 INTEGERS = ("x", "", "1.5", "-1", "1e3", "nan", "inf", "9" * 40, "0x10", "True", "1 2")
 NUMBERS = ("x", "", "-1", "0", "nan", "inf", "-inf", "1e400", "1,5", "True")
 RULES = ("distilled", "fair=", "fair=x", "fair=0", "fair=-1", "fair=nan", "=2", "fair=1=1")
+GROUPS = ("x", "", "choice0", "choice0=", "choice0=x", "=conv3x3", "choice9=conv3x3", "x=x=x")
 PATHS = ("", "x" * 300, "/dev/null/x", "/proc/nothing/x", "~nobody-of-that-name/x", "a\0b")
 SHARES = (*(number for number in NUMBERS if number != "0"), "1.5", "2")
 WEIGHTS = (*(number for number in NUMBERS if number != "0"), "1e7")
@@ -58,7 +59,7 @@ TOOLS = [
         {"--validate-every": INTEGERS, "--epochs": NUMBERS, "--lr": NUMBERS, "--out": PATHS},
         {"--device": DEVICES, "--resolution": (*INTEGERS, "0", "1", "4097")},
         {"--checkpoint-every": INTEGERS, "--jobs": (*INTEGERS, "2"), "--start": PATHS},
-        {"--data-root": PATHS[-2:], "--arch": WORDS},
+        {"--data-root": PATHS[-2:], "--arch": WORDS, "--group": GROUPS},
         # In place of a value: options of rules that are not the one that is meant.
         {"--paths-per-rank": ("--threads",), "--momentum-groups": ("2",), "--ghost": ("16",)},
         {"--temperature": ("2",), "--rank-weight": ("1",), "--decay-largest": ("1",)},

@@ -14,7 +14,7 @@ import mnas
 from mnas.commands.train import Options
 from mnas.errors import Failure
 from mnas.storage.schema import ScratchSettings, SupernetSettings
-from mnas.training import one_run
+from mnas.training import inherited, one_run
 from mnas.training.registry import RULES
 from mnas.training.saved import open_run
 from mnas.training.trainer import Trainer
@@ -164,7 +164,7 @@ def test_one_network_learns_from_a_supernets_largest(train, tmp_path):
     run = open_run(teacher)
     *_, largest = run.space.paths()
     alone = mnas.recalibrate(run.network(run.space.format(largest)), data.train.images[:2000])
-    taught = one_run.teacher(teacher, data)
+    taught = inherited.teacher(teacher, data)
     assert not taught.training
     for a, b in zip(taught.state_dict().values(), alone.state_dict().values(), strict=True):
         assert torch.equal(a, b)

@@ -19,7 +19,7 @@ from benchmarks.page import ratios
 from mnas.commands import study
 from mnas.errors import Failure
 from mnas.studies import drift, plans
-from mnas.training import data, one_run, runtime, sweep
+from mnas.training import data, inherited, one_run, runtime, sweep
 from mnas.training.registry import RULES
 from mnas.training.saved import open_run
 
@@ -128,7 +128,7 @@ def test_a_network_starts_with_the_weights_of_a_finished_supernet(
     (tmp_path / "kept").rename(supernet / "summary.json")
     assert in_process(monkeypatch, capsys, "train", *given, *limits)[0] == 0
     weights = open_run(tmp_path / "run").weights[ARCHS[1]]
-    expected = one_run.exported(supernet, "mil4", ARCHS[1])
+    expected = inherited.exported(supernet, "mil4", ARCHS[1])
     assert weights.keys() == expected.keys()
     assert all(torch.allclose(weights[name], expected[name], atol=1e-6) for name in expected)
 
