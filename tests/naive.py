@@ -43,12 +43,11 @@ def split(space, n, seed=0):
     return Split(images.to(torch.get_default_dtype()), labels)
 
 
-def make(space, rule="single_path", sampler=None, epochs=1, lr=0.05, **options):
+def make(space, rule="single_path", sampler=None, epochs=1, lr=0.05, policy="frozen", **options):
     recipe = Recipe(epochs, batch_size=8, lr=lr)
     splits = split(space, 8 * STEPS), split(space, 6, seed=1)
-    return supernet_trainer(
-        space, *splits, recipe, 3, sampler=sampler, rule=rule, rule_options=options
-    )
+    by = {"sampler": sampler, "policy": policy, "rule": rule, "rule_options": options}
+    return supernet_trainer(space, *splits, recipe, 3, **by)
 
 
 class Naive:
