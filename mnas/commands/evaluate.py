@@ -62,7 +62,7 @@ def main(options: Options) -> None:
     device = runtime.device(options.device)
 
     from tabulate import tabulate
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from mnas import cost
     from mnas.storage import files, strict_json

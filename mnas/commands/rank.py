@@ -62,7 +62,7 @@ def main(options: Options) -> None:
     number = _number(options.networks)
     import hashlib
 
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from mnas import reference
     from mnas.storage import files, strict_json

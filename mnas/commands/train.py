@@ -3,8 +3,7 @@
 - `mnas train --mode supernet`: about 40 s on 2 cores; every path about 99.2 % on MNIST
 - `mnas train --mode scratch --arch all`: about 60 s for the four networks, each about 99.1 %
 
-The run directory holds config.json, metrics.jsonl, checkpoint.pt and
-summary.json. However a run was stopped, it continues bit for bit with --resume.
+Files are in the run directory. However a run was stopped, --resume continues it bit for bit.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from mnas.commands.options import (
     list_spaces,
     table,
 )
-from mnas.errors import Failure, user_input
+from mnas.errors import Failure, check_extra, user_input
 from mnas.training import one_run, processes, runtime, sweep
 from mnas.training.processes import LostError, Processes
 from mnas.training.saved import resume_command
@@ -145,6 +144,8 @@ class Options:
     "Run directory, new or empty. [default: a new one under runs/]"
     resume: Annotated[bool, Parameter(negative=())] = False
     "Continue the run in --out (or the newest default one) with the settings it was begun with."
+    log: Literal["tensorboard"] | None = None
+    "tensorboard: also scalars, in tensorboard/ of the run directory; give it with --resume, too."
     checkpoint_every: Count = 200
     "Steps between checkpoints; there is one after each epoch too."
 
@@ -185,10 +186,12 @@ def _continued(options: Options) -> Options:
 def _main(options: Options, group: Processes) -> None:
     given = {k: v for k, v in asdict(options).items() if v is not None}
     given |= {"processes": group.world}
-    for key in ("data_root", "out", "resume", "checkpoint_every", "jobs"):
+    for key in ("data_root", "out", "resume", "checkpoint_every", "jobs", "log"):
         given.pop(key, None)
     if options.device is not None:
         given["device"] = runtime.device(options.device)
+    if options.log:
+        check_extra("log", options.log)
     if options.mode is None and not options.resume:
         raise Failure("--mode is missing; expected supernet or scratch", status=2)
 
@@ -270,7 +273,8 @@ def _train(
     )
     _note_crowding(options.jobs * group.world, config["threads"])
     runs = directories.runs(directory, config, space)
-    outcomes = sweep.train(runs, options.jobs, options.data_root, options.checkpoint_every, group)
+    every, log = options.checkpoint_every, options.log
+    outcomes = sweep.train(runs, options.jobs, options.data_root, every, group, log)
     sweep.check(runs, outcomes, resume_command(directory.path, config))
     if config.get("arch") == "all":
         directories.join(directory, config, runs, outcomes)

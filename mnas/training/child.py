@@ -46,7 +46,9 @@ def main() -> None:
                 say({"line": line, **state})
             return interruption.signal
 
-        failure = sweep.attempt(run, report, Path(job["data_root"]), job["checkpoint_every"])
+        failure = sweep.attempt(
+            run, report, Path(job["data_root"]), job["checkpoint_every"], log=job["log"]
+        )
     say({"failure": failure and str(failure), "status": failure.status if failure else 0})
 
 

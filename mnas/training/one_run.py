@@ -19,6 +19,7 @@ from mnas.training.saved import grouped, resume_command
 if TYPE_CHECKING:  # as in common.py
     from mnas.space.search_space import SearchSpace
     from mnas.training.data import Data
+    from mnas.training.loop import Loop
     from mnas.training.run_directory import RunDirectory
     from mnas.training.trainer import Trainer
 
@@ -78,9 +79,10 @@ def train(
     data_root: Path,
     checkpoint_every: int,
     processes: Processes = ALONE,
+    log: str | None = None,
 ) -> None:
     """Train to the end, then read the test set once and write the summary. processes: the others
-    `follow`. Raises Failure, also when stopped."""
+    `follow`. log: "tensorboard" for its scalars, too. Raises Failure, also when stopped."""
     from mnas.storage.strict_json import FolderError
     from mnas.training.run_directory import RunDirectory
 
@@ -91,7 +93,7 @@ def train(
     with user_input(FolderError), locked(directory, run.config, data):
         state = directory.load()
         processes.of_first(_Job(run.config, data_root, checkpoint_every, data.found, state))
-        _train(run, directory, data, report, checkpoint_every, processes, state)
+        _train(run, directory, data, report, checkpoint_every, processes, state, log)
 
 
 @contextlib.contextmanager
@@ -162,20 +164,31 @@ def _train(
     checkpoint_every: int,
     processes: Processes,
     state: dict[str, Any] | None,
+    log: str | None,
 ) -> None:
+    from mnas.training.loop import Loop
+    from mnas.training.scalars import Scalars
+
+    scalars = [Scalars(run.path)] if log else []
     with user_input():
-        trainer = trainer_of(run.config, data, processes)
+        trainer = trainer_of(run.config, data, processes, Loop(callbacks=scalars))
     report = functools.partial(report, run.name)
     begun = time.monotonic() - _restore(directory, state, trainer, report)
 
     def save() -> None:
         with writing(directory.path):
+            for written in scalars:
+                written.flush()
             weights = {run.config.get("arch") or "supernet": trainer.module.state_dict()}
             state = {"trainer": trainer.state_dict(), "weights": weights}
             directory.save(state, trainer.rows, time.monotonic() - begun)
 
     how = resume_command(run.path, run.config)
-    _to_the_end(trainer, report, save, checkpoint_every, processes, how)
+    with contextlib.ExitStack() as stack:
+        for written in scalars:
+            written.begin(trainer.step, lambda: time.monotonic() - begun)
+            stack.callback(written.close)
+        _to_the_end(trainer, report, save, checkpoint_every, processes, how)
     seconds = time.monotonic() - begun
     summary = {**identity(run.config), "train_seconds": round(seconds, 2), "steps": trainer.step}
     summary["paths"] = _results(trainer, data)
@@ -262,14 +275,21 @@ def own_space(config: dict[str, Any]) -> str | None:
     return config["space"] if config.get("space_sha256") else None
 
 
-def trainer_of(config: dict[str, Any], data: Data, processes: Processes = ALONE) -> Trainer:
-    """What trains the run of these settings, at its beginning. processes: that share each batch."""
+def trainer_of(
+    config: dict[str, Any],
+    data: Data,
+    processes: Processes = ALONE,
+    loop: Loop | None = None,
+) -> Trainer:
+    """What trains the run of these settings, at its beginning. processes: that share each batch.
+    loop: with what is called on the way; by default nothing is."""
+    from mnas.training.loop import USUAL
     from mnas.training.trainer import Recipe, scratch_trainer, supernet_trainer
 
     space = space_of(config)
     rule = {"rule": config.get("rule", "single_path"), "rule_options": rule_options(config, data)}
     own_paths = bool(config.get("paths_per_rank"))
-    rule["processes"] = replace(processes, own_paths=own_paths)
+    rule["processes"], rule["loop"] = replace(processes, own_paths=own_paths), loop or USUAL
     recipe = Recipe(**{key: config[key] for key in RECIPE if key in config})
     if config["mode"] == "supernet":
         options = {key: config[key] for key in OWN["supernet"] if key != "epochs"}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mnas.errors import Failure
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
@@ -43,13 +43,14 @@ class Interruption:
 
 
 class Progress:
-    """Lines on stdout, and where stderr is a terminal one bar of the steps of all runs."""
+    """Lines on stdout, and where stderr is a terminal, or in a notebook, one bar of the steps of
+    all runs."""
 
     def __init__(self, runs: int, interruption: Interruption) -> None:
-        from tqdm import tqdm
+        from tqdm.auto import tqdm
 
         self.runs, self.interruption = runs, interruption
-        self.bar: tqdm = tqdm(unit="step", disable=not sys.stderr.isatty())
+        self.bar: tqdm = tqdm(unit="step", disable=None)
         self._ended = 0
         self._losses: dict[str, str] = {}  # of the runs under way
         self._steps: dict[str, int] = {}

@@ -38,11 +38,12 @@ def train(
     data_root: Path,
     checkpoint_every: int,
     processes: Processes = ALONE,
+    log: str | None = None,
 ) -> list[dict[str, Any] | Failure]:
     """Every run from where its directory stands to its end; one that fails does not end the others.
 
-    jobs: how many at a time. processes: that train the one run together. Returns, in the order of
-    the runs, the summary or why there is none.
+    jobs: how many at a time. processes: that train the one run together. log: as of
+    `one_run.train`. Returns, in the order of the runs, the summary or why there is none.
     """
     from mnas.training.run_directory import RunDirectory
 
@@ -52,10 +53,10 @@ def train(
     with progress.Interruption() as interruption:
         shown = Progress(len(pending), interruption)
         if jobs > 1 and len(pending) > 1:
-            ended = _in_children(pending, jobs, shown, data_root, checkpoint_every)
+            ended = _in_children(pending, jobs, shown, data_root, checkpoint_every, log)
         else:
             ended = (
-                (run.name, attempt(run, shown.report, data_root, checkpoint_every, processes))
+                (run.name, attempt(run, shown.report, data_root, checkpoint_every, processes, log))
                 for run in pending
             )
         with shown.bar, contextlib.closing(ended):
@@ -116,10 +117,11 @@ def attempt(
     data_root: Path,
     checkpoint_every: int,
     processes: Processes = ALONE,
+    log: str | None = None,
 ) -> Failure | None:
     """Train; what goes wrong is returned, so that other runs go on."""
     try:
-        one_run.train(run, report, data_root, checkpoint_every, processes)
+        one_run.train(run, report, data_root, checkpoint_every, processes, log)
     except Failure as failure:
         return failure
     except LostError as error:
@@ -133,7 +135,12 @@ def attempt(
 
 
 def _in_children(
-    runs: list[Run], jobs: int, shown: Progress, data_root: Path, checkpoint_every: int
+    runs: list[Run],
+    jobs: int,
+    shown: Progress,
+    data_root: Path,
+    checkpoint_every: int,
+    log: str | None,
 ) -> Ended:
     """A child that is killed is a failed run; the others go on."""
     waiting, under_way = _longest_first(runs), {}
@@ -152,6 +159,7 @@ def _in_children(
                 run = waiting.pop(0)
                 job = {"path": str(run.path), "config": run.config, "name": run.name}
                 job |= {"data_root": str(data_root), "checkpoint_every": checkpoint_every}
+                job |= {"log": log}
                 under_way[run.name] = _child(run, job, said)
             try:
                 run, words = said.get(timeout=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -72,6 +73,8 @@ class Trainer:
         self.total_steps = max(1, round(recipe.epochs * self.steps_per_epoch))
         self.scheduler = loop.schedule_of(optimizer, self.total_steps)
         self.step = 0
+        self.loss = math.nan
+        """The mean of the paths of the last step."""
         self.rows: list[dict[str, Any]] = []
         self._loss_sums: dict[str, float] = {}  # since the last validation, by architecture
         self._updates: dict[str, int] = {}  # since the start, by architecture
@@ -133,13 +136,12 @@ class Trainer:
         for arch, value in losses:
             self._loss_sums[arch] = self._loss_sums.get(arch, 0.0) + value
             self._updates[arch] = self._updates.get(arch, 0) + 1
+        self.loss = sum(v for _, v in losses) / len(losses) if losses else total
         for callback in self.loop.callbacks:
             callback.after_step(self, dict(losses))
         if self.due:
             self._end_epoch()
-        if not losses:
-            return total
-        return sum(value for _, value in losses) / len(losses)
+        return self.loss
 
     @property
     def _position(self) -> int:

@@ -63,6 +63,7 @@ TOOLS = [
         # In place of a value: options of rules that are not the one that is meant.
         {"--paths-per-rank": ("--threads",), "--momentum-groups": ("2",), "--ghost": ("16",)},
         {"--temperature": ("2",), "--rank-weight": ("1",), "--decay-largest": ("1",)},
+        {"--log": WORDS},
     ),
     ("train", {**SUPERNET, "--rule": "sandwich"}, {"--random-paths": (*INTEGERS, "0", "1e9")}),
     (

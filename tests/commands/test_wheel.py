@@ -95,7 +95,9 @@ def test_the_types_of_an_installed_package_are_found(fresh, tmp_path):
 @pytest.mark.slow
 def test_extras_run_from_a_wheel(fresh, tmp_path):
     train = ("train", "--mode", "supernet", "--limit-train", "64", "--limit-test", "20")
-    done = run(fresh, tmp_path, "mnas", *train, "--epochs", "1", "--threads", "1", "--out", "run")
+    log = ("--log", "tensorboard", "--threads", "1")
+    done = run(fresh, tmp_path, "mnas", *train, "--epochs", "1", *log, "--out", "run")
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
     assert (done.returncode, done.stderr) == (0, "")
     for command in (
         ("search", "--checkpoint", "run", "--trials", "2", "--limit-validation", "20"),
@@ -107,7 +109,7 @@ def test_extras_run_from_a_wheel(fresh, tmp_path):
         "from importlib.metadata import metadata as m; print(*m('mnas').get_all('Provides-Extra'))"
     )
     done = run(fresh, tmp_path, "python", "-c", extras)
-    assert {"onnx", "search", "report", "data", "safetensors"} <= set(done.stdout.split())
+    assert {"onnx", "search", "log", "report", "data", "safetensors"} <= set(done.stdout.split())
 
 
 @pytest.mark.slow
