@@ -176,26 +176,52 @@ def _study(storage: str | Path | None, name: str) -> optuna.Study:
     cannot be used."""
     import optuna
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
     where: Any = storage
     try:
         if storage is not None and "://" not in str(storage):
             if not Path(storage).parent.is_dir():
                 raise FileNotFoundError(f"{Path(storage).parent} is no directory")
-            where = JournalStorage(JournalFileBackend(str(storage)))
-        return optuna.create_study(
+            lock = JournalFileSymlinkLock(str(storage))
+            lock.acquire()  # against others who search there
+            try:
+                _mend(Path(storage))
+            finally:
+                lock.release()
+            where = JournalStorage(JournalFileBackend(str(storage), lock))
+        study = optuna.create_study(
             storage=where,
             study_name=name,
             directions=["maximize", "minimize"],
             load_if_exists=True,
         )
+        aims = [direction.name for direction in study.directions]
+        begun = bool(study.get_trials(deepcopy=False))
+        if aims != ["MAXIMIZE", "MINIMIZE"] or (begun and "space" not in study.user_attrs):
+            raise ValueError(f"{name!r} there is a study of something else; give another name")
+        return study
     except Exception as error:  # whatever files, databases and their drivers raise
         reason, *_ = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
             f"storage={str(storage)!r} cannot hold a search ({reason}); give a new file in an "
             "existing directory, or the URL of a database that optuna takes"
         ) from error
+
+
+def _mend(file: Path) -> None:
+    """Take away a last line that a full disk or a kill has cut, which optuna would write on behind,
+    and then not read. Raises ValueError for a file that holds no search: nothing is written into
+    it."""
+    if not file.exists():
+        return
+    if not file.is_file():
+        raise ValueError("it is no regular file")
+    with file.open("rb+") as journal:
+        content = journal.read()
+        if content and not content.startswith(b'{"op_code":'):
+            raise ValueError("it holds something else")
+        journal.truncate(content.rfind(b"\n") + 1)
 
 
 def _check(

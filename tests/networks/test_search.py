@@ -121,6 +121,38 @@ def test_a_search_goes_on_where_it_was_stopped(kind, mil9, tmp_path):
         mnas.search(mil9, again, trials=100, by="params", **options)
 
 
+@pytest.mark.parametrize("left", [-1, -9, -300, 20])
+def test_a_search_goes_on_behind_a_line_that_was_cut(left, mil9, tmp_path):
+    options = {"storage": tmp_path / "search.log", "sampler": "random", "batch": 2}
+    first = Scorer(mil9)
+    mnas.search(mil9, first, trials=6, **options)
+    content = options["storage"].read_bytes()
+    options["storage"].write_bytes(content[:left])  # as a full disk leaves it
+    again = Scorer(mil9)
+    found = mnas.search(mil9, again, trials=100, **options)
+    assert {n.arch: n.score for n in found.networks} == again.table
+    assert len(set(again.asked) & set(first.asked)) <= (2 if left < 0 else 6)
+    assert mnas.search(mil9, again, trials=100, **options)[:2] == found[:2]
+
+
+@pytest.mark.parametrize("content", ["my notes", "my notes\n", '{"a": 1}', "[1]\n"])
+def test_a_file_of_something_else_is_left_as_it_is(content, mil9, tmp_path):
+    file = tmp_path / "notes"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"cannot hold a search \(it holds something else\)"):
+        mnas.search(mil9, Scorer(mil9), storage=file)
+    assert file.read_text() == content
+
+
+def test_a_study_of_something_else_is_no_search(mil9, tmp_path):
+    storage = f"sqlite:///{tmp_path / 'studies.db'}"
+    study = optuna.create_study(storage=storage, study_name=mil9.name, directions=["maximize"] * 2)
+    study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 0.0), n_trials=1)
+    with pytest.raises(ValueError, match="'mil9' there is a study of something else; give another"):
+        mnas.search(mil9, Scorer(mil9), storage=storage)
+    assert len(mnas.search(mil9, Scorer(mil9), storage=storage, name="mine", trials=4).front)
+
+
 def test_equal_networks_are_scored_once_and_trials_suggest_canonical_paths():
     space = mnas.spaces.SPACES["channel_macro_mobilenet"]()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
