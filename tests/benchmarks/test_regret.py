@@ -1,3 +1,5 @@
+"""Regret of a search against published accuracies."""
+
 import numpy as np
 import pytest
 
