@@ -3,6 +3,7 @@ accuracies.
 
 - `mnas rank --checkpoint RUN --data-root DIR`: all networks that have a published accuracy
 - `mnas rank --checkpoint RUN --networks 600`: so many paths, drawn by the seed
+- `mnas rank compare rankings/* --out DIR`: several supernets beside each other, with a figure
 
 The same command continues what was stopped. Comparisons are of the half of the networks that
 recipes are chosen on, unless --half says otherwise (docs/protocol-ranking.md).
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from mnas.commands import compare
 from mnas.commands.options import Count, Seed, UserPath
 from mnas.errors import Failure, user_input, writing
 from mnas.training import runtime
@@ -55,6 +57,7 @@ class Options:
 
 
 app = App(help=__doc__, help_format="markdown", version_flags=())
+app.command(compare.app)
 
 
 @app.default

@@ -29,14 +29,26 @@ def of_paths(table: Table, rows: list[dict[str, Any]], paths: list[tuple[int, ..
     """Scores of all rows of a table by name (n,), NaN where there is none: the loss, negative;
     top-1; and the loss smoothed: a linear model of its logarithm, fitted to the supernet's own."""
     where = [table.rows[path] for path in paths]
-    # A loss that is not finite, written as null, ranks last.
-    losses = np.array([np.inf if row["val_loss"] is None else row["val_loss"] for row in rows])
     found = {name: np.full(len(table), np.nan) for name in ("loss", "top-1", "smoothed loss")}
-    found["loss"][where] = -np.minimum(losses, 1e9)
+    found["loss"][where] = -np.minimum(_losses(rows), 1e9)
     found["top-1"][where] = [row["val_top1"] for row in rows]
-    smooth = ranking.ridge(ranking.one_hot(table.paths), where, np.log(np.clip(losses, 1e-9, 1e9)))
-    found["smoothed loss"][where] = -smooth[where]
+    found["smoothed loss"][where] = -smoothed(table, rows, paths)[where]
     return found
+
+
+def smoothed(
+    table: Table, rows: list[dict[str, Any]], paths: list[tuple[int, ...]]
+) -> NDArray[np.float64]:
+    """The logarithm of the loss of all rows of a table (n,), by a linear model fitted to those of
+    some paths."""
+    where = [table.rows[path] for path in paths]
+    losses = np.log(np.clip(_losses(rows), 1e-9, 1e9))
+    return ranking.ridge(ranking.one_hot(table.paths), where, losses)
+
+
+def _losses(rows: list[dict[str, Any]]) -> NDArray[np.float64]:
+    """A loss that is not finite, written as null, ranks last."""
+    return np.array([np.inf if row["val_loss"] is None else row["val_loss"] for row in rows])
 
 
 Scores = Mapping[str, NDArray[np.float64]]
@@ -50,20 +62,8 @@ def compare(table: Table, scores: Scores, half: str) -> list[dict[str, Any]]:
     Raises ValueError for too few networks."""
     distinct = table.distinct
     averaged = {name: table.averaged(values) for name, values in scores.items()}
-    known = np.flatnonzero(~np.isnan(np.array(list(averaged.values()))).any(0))
-    choosing, reporting = ranking.halves(len(distinct))
-    everything = np.arange(len(distinct))
-    judged, fitted = {
-        "choosing": (choosing, reporting),
-        "reporting": (reporting, choosing),
-        "both": (everything, everything),
-    }[half]
-    judged = np.intersect1d(judged, known)
-    if len(judged) < LEAST:
-        raise ValueError(
-            f"{len(judged)} networks of the half {half!r} have a score; expected {LEAST} at least: "
-            "raise --networks"
-        )
+    known = ~np.isnan(np.array(list(averaged.values()))).any(0)
+    judged, fitted = networks_of(half, len(distinct), known)
     networks = Networks(distinct.accuracies, depth(distinct), distinct.macs)
     of_half = networks[judged]
     curve = ranking.exchange(distinct.paths, networks.runs, networks.strata, fitted, judged)
@@ -76,6 +76,29 @@ def compare(table: Table, scores: Scores, half: str) -> list[dict[str, Any]]:
     for name, values in baselines(distinct).items():
         rows.append({"score": name, **_of(of_half.quality(values[judged]), curve)})
     return [{**row, "networks": len(judged), "half": half} for row in rows]
+
+
+def networks_of(
+    half: str, number: int, known: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Distinct networks of a half that are known (number,), and those of the other half, known or
+    not, that linear models are fitted to.
+
+    Raises ValueError for too few."""
+    choosing, reporting = ranking.halves(number)
+    everything = np.arange(number)
+    judged, fitted = {
+        "choosing": (choosing, reporting),
+        "reporting": (reporting, choosing),
+        "both": (everything, everything),
+    }[half]
+    judged = judged[known[judged]]
+    if len(judged) < LEAST:
+        raise ValueError(
+            f"{len(judged)} networks of the half {half!r} have a score; expected {LEAST} at least: "
+            "raise --networks"
+        )
+    return judged, fitted
 
 
 def _of(quality: ranking.Quality, curve: ranking.Exchange) -> dict[str, Any]:
@@ -94,7 +117,7 @@ def page(title: str, rows: list[dict[str, Any]], costs: str) -> str:
             _with(row["tau"], row.get("tau_interval")),
             f"{row['top10']:.2f}",
             f"{row['top50']:.2f}",
-            _networks(row["worth"]),
+            networks_shown(row["worth"]),
         )
         for row in rows
     ]
@@ -114,7 +137,8 @@ def _with(value: float, interval: tuple[float, float] | None) -> str:
     return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
-def _networks(worth: list[float]) -> str:
+def networks_shown(worth: list[float]) -> str:
+    """What a score is worth, with its interval."""
     if np.isinf(worth[0]):
         return "more than any"
     low, high = (f"{end:.0f}" if np.isfinite(end) else "inf" for end in worth[1:])

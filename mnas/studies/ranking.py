@@ -173,11 +173,21 @@ def linear(design: Array, trained: ArrayLike, accuracies: ArrayLike) -> Array:
     return -ridge(design, trained, np.log(100 - np.asarray(accuracies, float)))
 
 
-def ridge(design: Array, rows: ArrayLike, y: ArrayLike, penalty: float = RIDGE) -> Array:
+def ridge(
+    design: Array,
+    rows: ArrayLike,
+    y: ArrayLike,
+    penalty: float = RIDGE,
+    free: Array | None = None,
+) -> Array:
     """Least squares of y (rows,) on rows of a design (networks, columns), with a penalty on the
-    squares of all coefficients but the constant; the values of all networks."""
-    x, weight = design[rows], np.full(design.shape[1], penalty)
+    squares of all coefficients but the constant; the values of all networks. free (networks,): a
+    further column without a penalty."""
+    weight = np.full(design.shape[1], penalty)
     weight[0] = 0
+    if free is not None:
+        design, weight = np.column_stack([design, free]), np.append(weight, 0)
+    x = design[rows]
     return design @ np.linalg.solve(x.T @ x + np.diag(weight), x.T @ np.asarray(y, float))
 
 

@@ -132,10 +132,12 @@ class Scores:
 
     def cost(self) -> dict[str, float]:
         """The sums over chunks."""
-        return {key: float(sum(chunk[key] for chunk in self.chunks)) for key in COSTS}
+        return summed(self.chunks)
 
 
-COSTS = ("paths", "seconds", "macs", "macs_alone")
+def summed(chunks: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What all chunks took."""
+    return {key: float(sum(chunk[key] for chunk in chunks)) for key in Chunk.__struct_fields__}
 
 
 def _chunks(paths: Sequence[tuple[int, ...]], done: int) -> Iterator[Sequence[tuple[int, ...]]]:

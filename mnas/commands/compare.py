@@ -1,0 +1,63 @@
+"""Rankings of several supernets beside each other, from the rows that `mnas rank` has written.
+
+- `mnas rank compare rankings/* --out results/ranking/compared`
+
+Rankings that differ in their seed alone are one recipe. OUT gets README.md with all tables, the
+figure tau.png, and the rows of both. Nothing is trained or scored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from mnas.commands.options import UserPath
+from mnas.errors import Failure, user_input, writing
+
+app = App(name="compare", help=__doc__, help_format="markdown", version_flags=())
+
+
+@app.default
+def main(
+    *rankings: Annotated[UserPath, Parameter(help="Folders of mnas rank.")],
+    out: Annotated[UserPath, Parameter(help="Where tables, rows and figure are written.")],
+    half: Annotated[
+        Literal["choosing", "reporting", "both"],
+        Parameter(
+            help="The networks to compare: those that recipes are chosen on, or those reported."
+        ),
+    ] = "choosing",
+) -> None:
+    if not rankings:
+        raise Failure("no ranking is given; expected folders of mnas rank", status=2)
+    from mnas import spaces
+    from mnas.storage import strict_json
+    from mnas.storage.files import write_atomically
+    from mnas.studies import rankings as studied
+    from mnas.studies import rankings_page
+
+    with user_input():
+        read = [studied.read(path) for path in rankings]
+        recipes = studied.recipes(read)
+        of = studied.judged(read, half)
+    supernets = studied.qualities(recipes, of)
+    space = spaces.get(of.table.name)
+    found = rankings_page.Found(
+        title=of.table.name,
+        half=half,
+        networks=len(of.numbers),
+        free=studied.free(of),
+        trained=studied.trained(of),
+        supernets=supernets,
+        differences=studied.differences(supernets),
+        effects=studied.effects(recipes, of),
+        candidates=[str(value) for value in space.choices[-1]],
+    )
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name in ("free", "trained", "supernets", "differences", "effects"):
+            write_atomically(out / f"{name}.jsonl", strict_json.lines(getattr(found, name)))
+        rankings_page.draw(found, out / "tau.png")
+        text = rankings_page.page(found)
+        write_atomically(out / "README.md", text)
+    print(text, end="")

@@ -1,0 +1,353 @@
+"""Rankings of several supernets beside each other: recipes over seeds, at their cost, beside what
+is free and what trained networks give. Everything is made from rows that `mnas rank` has written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnas import reference
+from mnas.reference import Table
+from mnas.storage import strict_json
+from mnas.storage.files import Folder
+from mnas.storage.strict_json import FolderError
+from mnas.studies import compared, compute, ranking, scored, statistics
+from mnas.studies.baselines import baselines, depth
+from mnas.studies.ranking import Networks, Quality
+
+Array = NDArray[np.float64]
+Row = dict[str, Any]
+METRICS = Quality._fields
+TESTED = ("within", "equal", "tau")  # by Welch's interval
+NOT_OF_RECIPE = ("seed", "threads", "limit_test", "validate_every", "keep_memory")
+LABELS = (20, 50, 100, 200)  # trained networks beside a supernet
+DRAWS = 100  # of these networks
+PRIOR = 10.0  # penalty where a supernet says what to expect: best of 0.1 to 30 on the choosing half
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A folder of `mnas rank`. training: what `compute.of_run` gave. rows: one a path."""
+
+    path: Path
+    settings: dict[str, Any]
+    training: dict[str, Any]
+    rows: list[Row]
+    scoring: dict[str, float]
+
+    @property
+    def seed(self) -> int:
+        return self.training["config"]["seed"]
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """What must be equal for two runs to differ in their seed alone."""
+        config, settings = self.training["config"], self.settings
+        own = {key: value for key, value in config.items() if key not in NOT_OF_RECIPE}
+        scores = {f"scored {key}": settings[key] for key in ("images", "bn_images")}
+        return {key: value for key, value in {**own, **scores}.items() if value is not None}
+
+    @cached_property
+    def table(self) -> Table:
+        return reference.get(self.settings["space"])
+
+    @cached_property
+    def paths(self) -> list[tuple[int, ...]]:
+        from mnas import spaces
+
+        space = spaces.get(self.settings["space"], self.settings["resolution"])
+        return [space.parse(row["arch"]) for row in self.rows]
+
+    @cached_property
+    def scores(self) -> dict[str, Array]:
+        """Of distinct networks (distinct,) by name; NaN where there is none."""
+        of_paths = compared.of_paths(self.table, self.rows, self.paths)
+        return {name: self.table.averaged(values) for name, values in of_paths.items()}
+
+    @cached_property
+    def predicted(self) -> Array:
+        """The logarithm of the loss of every distinct network, scored or not, by the linear model
+        that smooths it (distinct,): the mean over all paths."""
+        return self.table.averaged(compared.smoothed(self.table, self.rows, self.paths))
+
+
+def read(path: Path) -> Ranking:
+    """Raises FolderError for what is no folder of `mnas rank`, is damaged, or is of a space without
+    published accuracies."""
+    folder = Folder(path, scored.FORMAT)
+
+    def of(name: str) -> dict[str, Any]:
+        return strict_json.parse(folder.read(name), dict, path / name)
+
+    def lines(name: str, kind: type) -> list[Row]:
+        return strict_json.parse_lines(folder.read(name), kind, path / name)
+
+    settings = of("settings.json")
+    if settings["space"] not in reference.TABLES:
+        raise FolderError(
+            f"{path} is a ranking of space {settings['space']}; expected one with published "
+            f"accuracies: {', '.join(reference.TABLES)}"
+        )
+    if "supernet.json" not in folder.names():
+        raise FolderError(
+            f"{path} has no supernet.json, which says how its supernet was trained; repeat the "
+            "command of mnas rank that made it, which scores nothing anew"
+        )
+    rows, chunks = lines("rows.jsonl", scored.Row), lines("chunks.jsonl", scored.Chunk)
+    if len(rows) < settings["networks"]:
+        raise FolderError(
+            f"{path} has {len(rows)} of {settings['networks']} paths; repeat its command, which "
+            "goes on"
+        )
+    return Ranking(path, settings, of("supernet.json"), rows, scored.summed(chunks))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Rankings that differ in their seed alone."""
+
+    name: str
+    seeds: list[Ranking]
+
+    def cost(self, table: Table) -> Row:
+        """Means over seeds. In full trainings: training, scoring, total; None where unknown."""
+        full, of = compute.full_training(table), {}
+        macs = [one.training["macs"] for one in self.seeds]
+        of["training"] = None if None in macs else float(np.mean(macs)) / full
+        of["scoring"] = float(np.mean([one.scoring["macs"] for one in self.seeds])) / full
+        of["total"] = None if of["training"] is None else of["training"] + of["scoring"]
+        of["training_seconds"] = float(np.mean([one.training["seconds"] for one in self.seeds]))
+        of["scoring_seconds"] = float(np.mean([one.scoring["seconds"] for one in self.seeds]))
+        return of
+
+
+def recipes(rankings: Sequence[Ranking]) -> list[Recipe]:
+    """Grouped, in the order in which they come first; names say in what they differ.
+
+    Raises ValueError for rankings of different spaces, and for two of one seed of a recipe."""
+    if len({one.settings["space"] for one in rankings}) > 1:
+        raise ValueError(
+            "rankings are of spaces "
+            f"{', '.join(sorted({one.settings['space'] for one in rankings}))}; expected one"
+        )
+    groups: list[list[Ranking]] = []
+    for one in rankings:
+        group = next((g for g in groups if g[0].recipe == one.recipe), None)
+        if group is None:
+            groups.append([one])
+            continue
+        twin = next((other for other in group if other.seed == one.seed), None)
+        if twin is not None:
+            raise ValueError(
+                f"{twin.path} and {one.path} are of one recipe and seed {one.seed}; leave one out"
+            )
+        group.append(one)
+    names = _names([group[0].recipe for group in groups])
+    return [
+        Recipe(name, sorted(group, key=lambda one: one.seed))
+        for name, group in zip(names, groups, strict=True)
+    ]
+
+
+SHORT = ("rule", "sampler", "epochs", "resolution")  # are in every name
+
+
+def _names(found: Sequence[dict[str, Any]]) -> list[str]:
+    keys = sorted({key for one in found for key in one})
+    varied = [
+        key
+        for key in keys
+        if key not in SHORT and len({repr(one.get(key)) for one in found}) > 1 and key != "data"
+    ]
+    names = []
+    for one in found:
+        rule = one.get("rule", "single_path")
+        how = one["sampler"] if rule == "single_path" else f"rule {rule}"
+        size = f", {one['resolution']} px" if "resolution" in one else ""
+        more = "".join(f", {key.replace('_', ' ')} {one.get(key)}" for key in varied)
+        names.append(f"{how}, {one['epochs']:g} epochs{size}{more}")
+    return names
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The networks of a half that every ranking has scored, and what is known of them without one.
+
+    numbers: which distinct networks; fitted: those of the other half, for linear models. curves: of
+    the linear model by the number of trained networks, of tau and of tau within depth."""
+
+    table: Table
+    half: str
+    numbers: NDArray[np.int64]
+    fitted: NDArray[np.int64]
+    curves: dict[str, ranking.Exchange] = field(default_factory=dict)
+
+    @cached_property
+    def everything(self) -> Networks:
+        distinct = self.table.distinct
+        return Networks(distinct.accuracies, depth(distinct), distinct.macs)
+
+    @cached_property
+    def networks(self) -> Networks:
+        return self.everything[self.numbers]
+
+
+def judged(rankings: Sequence[Ranking], half: str, draws: int = 200) -> Judged:
+    """Raises ValueError for too few networks in common."""
+    table = rankings[0].table
+    known = ~np.isnan(np.array([values for one in rankings for values in one.scores.values()]))
+    numbers, fitted = compared.networks_of(half, len(table.distinct), known.all(0))
+    found = Judged(table, half, numbers, fitted)
+    every = found.everything
+    for metric in ("tau", "within"):
+        found.curves[metric] = ranking.exchange(
+            table.distinct.paths,
+            every.runs,
+            every.strata,
+            fitted,
+            numbers,
+            within=metric == "within",
+            draws=draws,
+        )
+    return found
+
+
+def free(of: Judged) -> list[Row]:
+    """The ceiling, and what needs no training. tau_range, within_range: of the ceiling, the middle
+    95 % over networks drawn anew."""
+    ceiling = {"score": "one training (ceiling)", **of.networks.ceiling()._asdict()}
+    random, drawn = np.random.default_rng(ranking.HALVES_SEED), []
+    for _ in range(DRAWS):
+        some = random.integers(len(of.numbers), size=len(of.numbers))
+        drawn.append(of.networks[some].ceiling())
+    ends = np.quantile(drawn, [0.025, 0.975], axis=0)
+    for metric in ("tau", "within"):
+        ceiling[f"{metric}_range"] = ends[:, METRICS.index(metric)].tolist()
+    rows = [ceiling]
+    for name, values in baselines(of.table.distinct).items():
+        rows.append({"score": name, **of.networks.quality(values[of.numbers])._asdict()})
+    return [{**row, "worth": list(of.curves["tau"].worth(row["tau"]))} for row in rows]
+
+
+def trained(of: Judged) -> list[Row]:
+    """The linear model by the number of networks that it is fitted to: means over draws, with their
+    middle 95 %. cost: in full trainings."""
+    rows = []
+    for place, size in enumerate(of.curves["tau"].sizes.tolist()):
+        row: Row = {"networks": size, "cost": compute.trained_networks(of.table, size)}
+        for metric, curve in of.curves.items():
+            low, high = np.quantile(curve.taus[:, place], [0.025, 0.975])
+            row[metric] = [float(curve.taus[:, place].mean()), float(low), float(high)]
+        rows.append(row)
+    return rows
+
+
+def with_trained(
+    one: Ranking, of: Judged, number: int, draws: int = DRAWS, penalty: float = PRIOR
+) -> Quality:
+    """A supernet and so many networks, each trained once: the linear model of their log error, with
+    the supernet's smoothed loss as a further feature without a penalty. Means over draws of the
+    networks and trainings."""
+    random = np.random.default_rng(ranking.HALVES_SEED)
+    design, prior = ranking.one_hot(of.table.distinct.paths), one.predicted
+    runs, found = of.everything.runs, []
+    for _ in range(draws):
+        some = random.choice(of.fitted, number, replace=False)
+        errors = np.log(100 - runs[some, random.integers(runs.shape[1])])
+        scores = -ranking.ridge(design, some, errors, penalty, free=prior)
+        found.append(of.networks.quality(scores[of.numbers]))
+    return Quality(*np.mean(found, 0).tolist())
+
+
+def qualities(found: Sequence[Recipe], of: Judged, labels: Sequence[int] = LABELS) -> list[Row]:
+    """A row for each recipe and score: each number over seeds, mean with Student's interval, and
+    what the mean tau is worth; cost in full trainings."""
+    rows = []
+    for recipe in found:
+        cost = recipe.cost(of.table)
+        of_scores = {
+            name: [of.networks.quality(one.scores[name][of.numbers]) for one in recipe.seeds]
+            for name in recipe.seeds[0].scores
+        }
+        for number in labels:
+            if number <= len(of.fitted):
+                name = f"smoothed loss + {number} trained"
+                of_scores[name] = [with_trained(one, of, number) for one in recipe.seeds]
+        for name, values in of_scores.items():
+            number = int(name.split("+ ")[1].split()[0]) if "+" in name else 0
+            more = compute.trained_networks(of.table, number)
+            total = None if cost["total"] is None else cost["total"] + more
+            row: Row = {"recipe": recipe.name, "score": name}
+            row["seeds"] = [one.seed for one in recipe.seeds]
+            for metric, of_seeds in zip(METRICS, np.transpose(values), strict=True):
+                row[metric] = list(statistics.interval(of_seeds))
+                row[f"{metric}_of_seeds"] = of_seeds.tolist()
+            row["worth"] = list(of.curves["tau"].worth(row["tau"][0]))
+            rows.append({**row, **cost, "trained": more, "total": total})
+    return rows
+
+
+def differences(rows: Sequence[Row]) -> list[Row]:
+    """Each pair of recipes by the same score: how much the first is above the second, with Welch's
+    interval over seeds. word: "different" where the interval leaves out 0, "not told apart", or
+    "one seed", which has no interval."""
+    found = []
+    for first, second in combinations(rows, 2):
+        if first["score"] != second["score"]:
+            continue
+        for metric in TESTED:
+            pair = (row[f"{metric}_of_seeds"] for row in (first, second))
+            mean, low, high = statistics.difference(*pair)
+            word = "not told apart" if low <= 0 <= high else "different"
+            word = "one seed" if np.isnan(low) else word
+            found.append(
+                {
+                    **{"recipe": first["recipe"], "less": second["recipe"]},
+                    **{"score": first["score"], "metric": metric},
+                    **{"mean": mean, "low": low, "high": high, "word": word},
+                }
+            )
+    return found
+
+
+def effects(found: Sequence[Recipe], of: Judged, score: str = "loss") -> list[Row]:
+    """By position and candidate, how far supernets of a recipe overrate (above 0) or underrate it.
+
+    Score and truth (as the logarithm of the error) are each brought to mean 0 and deviation 1 over
+    the judged networks; the effects of candidates are least squares on one-hot candidates, with
+    mean 0 at each position. overrated: the supernet's effect less the truth's, mean over seeds with
+    Student's interval."""
+    paths = of.table.distinct.paths[of.numbers]
+    truth = _effects(paths, -np.log(100 - of.networks.truth))
+    rows = []
+    for recipe in found:
+        own = np.array([_effects(paths, one.scores[score][of.numbers]) for one in recipe.seeds])
+        for position, candidate in np.ndindex(truth.shape):
+            of_seeds = own[:, position, candidate]
+            gap = statistics.interval(of_seeds - truth[position, candidate])
+            rows.append(
+                {
+                    **{"recipe": recipe.name, "position": position, "candidate": candidate},
+                    "truth": float(truth[position, candidate]),
+                    "supernet": float(of_seeds.mean()),
+                    "overrated": list(gap),
+                }
+            )
+    return rows
+
+
+def _effects(paths: NDArray[np.int64], values: Array) -> Array:
+    """(positions, candidates)."""
+    values = (values - values.mean()) / (values.std() or 1.0)
+    weights, *_ = np.linalg.lstsq(ranking.one_hot(paths), values, rcond=None)
+    effects = np.zeros((paths.shape[1], paths.max() + 1))
+    effects[:, 1:] = weights[1:].reshape(paths.shape[1], -1)
+    return effects - effects.mean(1, keepdims=True)

@@ -1,0 +1,204 @@
+"""Rankings beside each other: rows made of published accuracies, numbers against naive ones."""
+
+import json
+from statistics import fmean
+
+import numpy as np
+import pytest
+import torch
+
+import mnas
+from mnas import reference
+from mnas.commands import rank
+from mnas.errors import Failure
+from mnas.storage import strict_json
+from mnas.storage.files import Folder
+from mnas.storage.strict_json import FolderError
+from mnas.studies import compute, ranking, rankings, scored, statistics
+
+TABLE = reference.get("nb_macro")
+CONFIG = {
+    **{"space": "nb_macro", "sampler": "fair", "execution": "sliced", "resolution": 16},
+    **{"batch_size": 128, "threads": 1, "limit_train": None},
+}
+
+
+@pytest.fixture(scope="module")
+def space():
+    return mnas.spaces.get("nb_macro", 16)
+
+
+def write(path, space, seed, *, noise, macs=1e13, networks=600, **config):
+    """A folder as of mnas rank, whose losses are published errors with noise."""
+    random, rows = np.random.default_rng(seed), []
+    paths = scored.drawn([tuple(path) for path in TABLE.paths.tolist()], networks, 0)
+    for one in paths:
+        error = 1 - TABLE.accuracies[TABLE.rows[one]].mean() / 100
+        loss = error * np.exp(noise * random.standard_normal())
+        rows.append({"arch": space.format(one), "val_loss": loss, "val_top1": 1 - error})
+        rows[-1] |= mnas.cost(space, one)._asdict()
+    chunk = {"paths": networks, "seconds": 5.0, "macs": 1e12, "macs_alone": 2e12}
+    settings = {"space": "nb_macro", "resolution": 16, "networks": networks}
+    training = {"config": {**CONFIG, "epochs": 6.0, "seed": seed, **config}, "steps": 9}
+    path.mkdir()
+    Folder(path, scored.FORMAT).write(
+        {
+            "settings.json": strict_json.dumps({**settings, "images": 2000, "bn_images": 500}),
+            "rows.jsonl": strict_json.lines(rows),
+            "chunks.jsonl": strict_json.lines([chunk]),
+            "supernet.json": strict_json.dumps({**training, "seconds": 60.0, "macs": macs}),
+        }
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, space):
+    folder = tmp_path_factory.mktemp("rankings")
+    made = [write(folder / f"long{s}", space, s, noise=0.1, epochs=15.0) for s in (2, 0, 1)]
+    return made + [write(folder / f"short{s}", space, s, noise=0.4, macs=4e12) for s in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def found(folders):
+    read = [rankings.read(path) for path in folders]
+    return rankings.recipes(read), rankings.judged(read, "choosing", draws=4)
+
+
+def test_recipes_are_runs_that_differ_in_their_seed(found):
+    recipes, of = found
+    assert [recipe.name for recipe in recipes] == [
+        "fair, 15 epochs, 16 px",
+        "fair, 6 epochs, 16 px",
+    ]
+    assert [[one.seed for one in recipe.seeds] for recipe in recipes] == [[0, 1, 2], [0, 1]]
+    full = 3 * 50 * 50_000 * 105_660_928
+    cost = recipes[0].cost(of.table)
+    assert cost["total"] == pytest.approx((1e13 + 1e12) / full)
+    assert (cost["training_seconds"], cost["scoring_seconds"]) == (60, 5)
+
+
+def test_numbers_are_those_of_networks_one_by_one(found, space):
+    recipes, of = found
+    rows = {(r["recipe"], r["score"]): r for r in rankings.qualities(recipes, of, labels=(20,))}
+    choosing = set(ranking.halves(3969)[0].tolist())
+    taus = []
+    for one in recipes[0].seeds:
+        losses = {}
+        for row in one.rows:
+            network = TABLE.network[TABLE.rows[space.parse(row["arch"])]]
+            if network in choosing:
+                losses.setdefault(network, []).append(row["val_loss"])
+        assert sorted(losses) == of.numbers.tolist()
+        truth = TABLE.distinct.accuracies.mean(1)[of.numbers]
+        taus.append(ranking.tau([-fmean(losses[n]) for n in sorted(losses)], truth))
+    row = rows[recipes[0].name, "loss"]
+    assert row["tau_of_seeds"] == pytest.approx(taus)
+    assert row["tau"] == pytest.approx(list(statistics.interval(taus)))
+    assert row["worth"] == list(of.curves["tau"].worth(fmean(taus)))
+    more = rows[recipes[0].name, "smoothed loss + 20 trained"]
+    assert more["total"] - row["total"] == pytest.approx(compute.trained_networks(TABLE, 20))
+    gaps = rankings.differences(list(rows.values()))
+    gap = next(g for g in gaps if (g["score"], g["metric"]) == ("loss", "tau"))
+    other = rows[recipes[1].name, "loss"]["tau_of_seeds"]
+    assert gap["mean"] == pytest.approx(fmean(taus) - fmean(other))
+    assert [gap["low"], gap["high"]] == pytest.approx(list(statistics.difference(taus, other))[1:])
+    assert gap["word"] == ("different" if gap["low"] > 0 or gap["high"] < 0 else "not told apart")
+    single = rankings.differences(rankings.qualities([recipes[0]], of, ()) * 2)
+    assert {g["mean"] for g in single if g["score"] == "loss"} == {0}
+
+
+def test_a_supernet_with_trained_networks_is_a_penalised_least_squares(found):
+    (recipe, _), of = found
+    one, penalty = recipe.seeds[0], 3.0
+    random = np.random.default_rng(ranking.HALVES_SEED)
+    some = random.choice(of.fitted, 30, replace=False)
+    assert not set(some) & set(of.numbers)
+    y = np.log(100 - TABLE.distinct.accuracies[some, random.integers(3)])
+    hot = ranking.one_hot(TABLE.distinct.paths)
+    x = torch.from_numpy(np.column_stack([hot, one.predicted]))
+    rest = torch.diag(torch.tensor([0.0] + [penalty**0.5] * 16 + [0.0], dtype=torch.float64))
+    target = torch.cat([torch.from_numpy(y), torch.zeros(18, dtype=torch.float64)])
+    weights = torch.linalg.lstsq(torch.cat([x[some], rest]), target[:, None]).solution[:, 0]
+    expected = of.networks.quality(-(x @ weights).numpy()[of.numbers])
+    assert rankings.with_trained(one, of, 30, 1, penalty) == pytest.approx(expected)
+
+
+def test_the_smoothed_loss_is_known_of_networks_that_were_not_scored(found):
+    one = found[0][0].seeds[0]
+    assert np.isfinite(one.predicted).all()
+    single = TABLE.realisations == 1
+    known = single & ~np.isnan(one.scores["smoothed loss"])
+    np.testing.assert_allclose(one.predicted[known], -one.scores["smoothed loss"][known])
+    assert known.sum() < single.sum()
+
+
+def test_a_candidate_that_is_overrated_is_found(found, monkeypatch):
+    recipes, of = found
+    one = recipes[1].seeds[0]
+    paths = of.table.distinct.paths
+    truth = -np.log(100 - of.everything.truth)
+    smooth = -ranking.ridge(ranking.one_hot(paths), of.numbers, -truth[of.numbers], 0)
+    wrong = smooth + 0.3 * (paths[:, 4] == 2)
+    one.__dict__["scores"] = {"loss": wrong}
+    rows = rankings.effects([rankings.Recipe("made", [one])], of)
+    del one.__dict__["scores"]
+    at = {(row["position"], row["candidate"]): row for row in rows}
+    assert max(at, key=lambda place: at[place]["overrated"][0]) == (4, 2)
+    for position in range(8):
+        for column in ("truth", "supernet"):
+            assert sum(at[position, c][column] for c in range(3)) == pytest.approx(0, abs=1e-9)
+    # Effects add up to the values that the linear model gives, in its own deviations.
+    values = wrong[of.numbers]
+    values = (values - values.mean()) / values.std()
+    sums = [sum(at[n, c]["supernet"] for n, c in enumerate(p)) for p in paths[of.numbers].tolist()]
+    np.testing.assert_allclose(np.subtract(sums, values), np.mean(np.subtract(sums, values)))
+
+
+def test_what_is_wrong_is_named(tmp_path, space, folders):
+    first = rankings.read(folders[0])
+    with pytest.raises(ValueError, match=r"are of one recipe and seed 2; leave one out"):
+        rankings.recipes([first, first])
+    write(tmp_path / "few", space, 0, noise=0, networks=30)
+    with pytest.raises(ValueError, match=r"networks of the half 'choosing' have a score"):
+        rankings.judged([rankings.read(tmp_path / "few")], "choosing")
+    old = Folder(tmp_path / "few", scored.FORMAT)
+    old.write({}, remove=["supernet.json"])
+    with pytest.raises(FolderError, match="repeat the command of mnas rank that made it"):
+        rankings.read(tmp_path / "few")
+    for arguments, message in (
+        ([], "no ranking is given; expected folders of mnas rank"),
+        ([str(tmp_path / "none")], "does not hold settings.json"),
+        ([str(tmp_path / "few")], "repeat the command of mnas rank that made it"),
+    ):
+        with pytest.raises(Failure, match=message) as error:
+            rank.app(
+                ["compare", *arguments, "--out", str(tmp_path / "out")],
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+            )
+        assert error.value.status == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_command_writes_the_same_tables_rows_and_figure_twice(folders, tmp_path, capsys):
+    for name in ("one", "two"):
+        rank.app(
+            ["compare", *map(str, folders), "--out", str(tmp_path / name)],
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+    text = (tmp_path / "one" / "README.md").read_text()
+    assert capsys.readouterr().out == 2 * text
+    assert "of a full training ranks as well as" in text
+    files = sorted(file.name for file in (tmp_path / "one").iterdir())
+    tables = [f"{n}.jsonl" for n in ("differences", "effects", "free", "supernets", "trained")]
+    assert files == sorted(["README.md", "tau.png", *tables])
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    rows = [json.loads(line) for line in (tmp_path / "one" / "free.jsonl").open()]
+    low, high = rows[0]["tau_range"]
+    assert low < rows[0]["tau"] < high
