@@ -4,10 +4,12 @@ export."""
 from mnas.networks.cost import cost, extremes
 from mnas.networks.evaluate import agreement, evaluate, evaluate_paths
 from mnas.networks.export import export, standalone
+from mnas.networks.latency import Latency
 from mnas.networks.recalibrate import recalibrate
 from mnas.networks.search import search, suggest
 
 __all__ = [
+    "Latency",
     "agreement",
     "cost",
     "evaluate",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mnas.networks.cost import Cost, cost
+from mnas.networks.cost import cost
 from mnas.space.coupling import Path as Indices
 from mnas.space.search_space import SearchSpace
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     import optuna
 
 SAMPLERS = ("random", "tpe", "nsga2")
-Scorer = Callable[[list[Indices]], Sequence[float]]
+COSTS = ("params", "macs", "latency")
+Measure = Callable[[list[Indices]], Sequence[float]]
+"""Given the paths of distinct networks, a number for each."""
+Price = dict[str, Any]
+"""A number for each of COSTS, or None."""
 
 
 class Found(NamedTuple):
@@ -27,6 +31,8 @@ class Found(NamedTuple):
     score: float
     params: int
     macs: int
+    latency: float | None = None
+    "Milliseconds, where the search has measured them."
 
 
 class Search(NamedTuple):
@@ -51,7 +57,7 @@ def suggest(trial: optuna.Trial, space: SearchSpace) -> Indices:
 
 def front(networks: Sequence[Found], by: str = "macs") -> tuple[Found, ...]:
     """Those that no other network matches in score and cost and beats in one of them; of equal
-    ones the first by name. The cheapest first. by: "macs" or "params"."""
+    ones the first by name. The cheapest first. by: "macs", "params" or "latency"."""
     found: list[Found] = []
     for one in sorted(networks, key=lambda n: (getattr(n, by), -n.score, n.arch)):
         if not found or one.score > found[-1].score:
@@ -61,13 +67,15 @@ def front(networks: Sequence[Found], by: str = "macs") -> tuple[Found, ...]:
 
 def search(
     space: SearchSpace,
-    score: Scorer,
+    score: Measure,
     *,
     trials: int = 100,
     sampler: str = "nsga2",
     by: str = "macs",
     max_params: int | None = None,
     max_macs: int | None = None,
+    max_latency: float | None = None,
+    latency: Measure | None = None,
     batch: int = 16,
     seed: int = 0,
     storage: str | Path | None = None,
@@ -82,7 +90,10 @@ def search(
     share once. trials: how many networks are drawn, those over a budget and
     those that were scored before included; it ends early if the whole space is known. sampler:
     "random", "tpe" (Ozaki et al., JAIR 2022) or "nsga2" (Deb et al., 2002), of which a batch is a
-    generation. by: the cost to be low, "macs" or "params". max_params, max_macs: budgets.
+    generation. by: the cost to be low, "macs", "params" or "latency". max_params, max_macs,
+    max_latency (ms): budgets. latency: is given the paths of distinct networks within the other
+    budgets, and returns the milliseconds of each; a network is measured once. Of a supernet,
+    `mnas.networks.Latency(net, images)`, which measures exported networks on this machine.
     progress: is told how many trials have ended since the last call.
 
     storage: a file, or a URL of a database that optuna takes; with the same settings a search goes
@@ -92,10 +103,11 @@ def search(
     Raises ValueError for options that are out of range, a storage with other settings, and scores
     that are no finite numbers."""
     _check(space, score, trials, sampler, by, batch, max_params, max_macs)
+    _check_latency(by, max_latency, latency)
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    budgets = {"params": max_params, "macs": max_macs}
+    budgets = {"params": max_params, "macs": max_macs, "latency": max_latency}
     settings = {"space": space.name, "networks": str(space.size), "sampler": sampler}
     settings |= {"by": by, "seed": seed, "batch": batch, **budgets}
     study = _study(storage, name or space.name)
@@ -109,14 +121,16 @@ def search(
         study.set_user_attr(key, value)
     known: dict[Indices, Found] = {}
     over: set[Indices] = set()
+    prices: dict[Indices, Price] = {}
     ended = 0
     for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
         ended += 1
         path = tuple(trial.user_attrs["path"])
+        prices[path] = {**cost(space, path)._asdict(), "latency": trial.user_attrs.get("latency")}
         if trial.user_attrs["over"]:
             over.add(path)
         else:
-            known[path] = _found(space, path, trial.values[0])
+            known[path] = _found(space, path, trial.values[0], prices[path])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         # A sampler that starts again must not draw again what it has drawn before.
@@ -124,39 +138,64 @@ def search(
         while ended < trials and len(known) + len(over) < space.size:
             asked = [study.ask() for _ in range(min(batch, trials - ended))]
             paths = [suggest(trial, space) for trial in asked]
-            excess = {path: _excess(cost(space, path), budgets) for path in paths}
+            _price(space, paths, prices, budgets, latency)
+            excess = {path: _excess(prices[path], budgets) for path in paths}
             over.update(path for path in paths if excess[path])
             new = [p for p in dict.fromkeys(paths) if p not in known and p not in over]
-            known |= _scored(space, new, score)
+            scores = _numbers("score", score, new)
+            known |= {p: _found(space, p, value, prices[p]) for p, value in scores.items()}
             for trial, path in zip(asked, paths, strict=True):
                 trial.set_user_attr("path", list(path))
                 trial.set_user_attr("arch", space.format(path))
                 trial.set_user_attr("over", bool(excess[path]))
+                trial.set_user_attr("latency", prices[path]["latency"])
                 trial.set_constraint("budget", excess[path])
                 value = 0.0 if path in over else known[path].score
-                study.tell(trial, [value, getattr(cost(space, path), by)])
+                # Without a latency it is over another budget; any number will do.
+                study.tell(trial, [value, prices[path][by] or 0.0])
             ended += len(asked)
             progress(len(asked))
     networks = sorted(known.values(), key=lambda n: (-n.score, getattr(n, by), n.arch))
     return Search(tuple(networks), front(networks, by), ended)
 
 
-def _scored(space: SearchSpace, paths: list[Indices], score: Scorer) -> dict[Indices, Found]:
-    scores = [float(value) for value in score(paths)] if paths else []
-    if len(scores) != len(paths) or not all(abs(value) < float("inf") for value in scores):
+def _price(
+    space: SearchSpace,
+    paths: list[Indices],
+    prices: dict[Indices, Price],
+    budgets: Price,
+    latency: Measure | None,
+) -> None:
+    """Add what networks cost that are new; within the other budgets latency is measured, too."""
+    new = [path for path in dict.fromkeys(paths) if path not in prices]
+    prices |= {path: {**cost(space, path)._asdict(), "latency": None} for path in new}
+    if latency is not None:
+        within = [path for path in new if not _excess(prices[path], budgets)]
+        for path, milliseconds in _numbers("latency", latency, within).items():
+            prices[path]["latency"] = milliseconds
+
+
+def _numbers(name: str, function: Measure, paths: list[Indices]) -> dict[Indices, float]:
+    numbers = [float(value) for value in function(paths)] if paths else []
+    if len(numbers) != len(paths) or not all(abs(value) < float("inf") for value in numbers):
         raise ValueError(
-            f"score returned {scores} for {len(paths)} paths; expected a finite number for each"
+            f"{name} returned {numbers} for {len(paths)} paths; expected a finite number for each"
         )
-    return {p: _found(space, p, value) for p, value in zip(paths, scores, strict=True)}
+    return dict(zip(paths, numbers, strict=True))
 
 
-def _found(space: SearchSpace, path: Indices, score: float) -> Found:
-    return Found(path, space.format(path), score, *cost(space, path))
+def _found(space: SearchSpace, path: Indices, score: float, price: Price) -> Found:
+    return Found(path, space.format(path), score, price["params"], price["macs"], price["latency"])
 
 
-def _excess(price: Cost, budgets: Mapping[str, int | None]) -> float:
-    """By what share of the budgets a network is over them; 0 within."""
-    parts = [getattr(price, key) / most - 1 for key, most in budgets.items() if most is not None]
+def _excess(price: Price, budgets: Price) -> float:
+    """By what share of the budgets a network is over them; 0 within. What is not known yet is not
+    over."""
+    parts = [
+        price[key] / most - 1
+        for key, most in budgets.items()
+        if most is not None and price[key] is not None
+    ]
     return sum(max(part, 0.0) for part in parts)
 
 
@@ -235,8 +274,8 @@ def _check(
         )
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler={sampler!r}; expected one of {', '.join(SAMPLERS)}")
-    if by not in Cost._fields:
-        raise ValueError(f"by={by!r}; expected one of {', '.join(Cost._fields)}")
+    if by not in COSTS:
+        raise ValueError(f"by={by!r}; expected one of {', '.join(COSTS)}")
     named = {"trials": trials, "batch": batch}
     named |= {
         k: v for k, v in zip(("max_params", "max_macs"), budgets, strict=True) if v is not None
@@ -248,3 +287,16 @@ def _check(
             )
     if find_spec("optuna") is None:
         raise ValueError("optuna is not installed; pip install 'mnas[search]'")
+
+
+def _check_latency(by: str, most: Any, latency: Any) -> None:
+    if most is not None and not (type(most) in (int, float) and 0 < most < float("inf")):
+        raise ValueError(f"max_latency={most!r}; expected milliseconds, a number above 0")
+    if latency is None and (most is not None or by == "latency"):
+        given = 'by="latency"' if most is None else f"max_latency={most!r}"
+        raise ValueError(
+            f"{given} needs latency=, a function of paths that returns milliseconds, such as "
+            "mnas.networks.Latency(net, images)"
+        )
+    if latency is not None and not callable(latency):
+        raise ValueError(f"latency is a {type(latency).__name__}; expected a function of paths")

@@ -47,7 +47,21 @@ def test_the_front_is_that_of_the_scores_and_goes_on(sampler, supernet, tmp_path
     for row in rows(out):
         assert row["arch"] in ARCHS
         assert f"{row['macs']:,}" in done.stdout
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
     assert all(json.loads(line) for line in kept.read_text().splitlines())
+
+
+def test_latency_is_a_budget_and_a_cost(supernet, tmp_path):
+    out = tmp_path / "front.jsonl"
+    arguments = ("--checkpoint", supernet, "--by", "latency", "--max-latency", 60_000)
+    done = tool("search", *arguments, "--trials", 30, "--out", out, validation=100)
+    assert done.returncode == 0, done.stderr
+    front = rows(out)
+    assert [row["latency_ms"] for row in front] == sorted(row["latency_ms"] for row in front)
+    assert "ms" in done.stdout.splitlines()[1]
+    done = tool("search", *arguments[:4], "--max-latency", 1e-6, "--trials", 4, validation=100)
+    assert done.returncode == 2
+    assert "none of 4 networks drawn is within the budget" in done.stderr
 
 
 def test_mistakes_are_one_line(supernet, tmp_path, monkeypatch, capsys):
@@ -58,6 +72,8 @@ def test_mistakes_are_one_line(supernet, tmp_path, monkeypatch, capsys):
         (("--storage", tmp_path), "cannot hold a search"),
         (("--storage", tmp_path / "no" / "file"), "is no directory"),
         (("--out", supernet / "config.json"), "exists"),
+        (("--out", tmp_path / "front.png"), "is the picture"),
+        (("--max-latency", 0), "max-latency"),
         (("--checkpoint", tmp_path), "is not a run directory"),
     ):
         options = {"--checkpoint": supernet, "--limit-validation": 20, "--trials": 4}

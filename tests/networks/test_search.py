@@ -3,10 +3,13 @@
 import importlib
 import random
 import re
+from typing import ClassVar
 
 import pytest
+import torch
 from conftest import ROOT
 from processes import LOADED
+from torch import nn
 
 import mnas
 from mnas.networks.search import SAMPLERS, front
@@ -174,11 +177,85 @@ def test_a_supernet_is_searched(mil9):
         assert network.score == alone.top1
 
 
+def test_latency_is_measured_of_networks_within_the_other_budgets_once_each(mil9, tmp_path):
+    measured = []
+    macs = {p: mnas.cost(mil9, p).macs for p in mil9.paths()}
+    most = sorted(macs.values())[5]
+
+    def latency(paths):
+        measured.extend(paths)
+        return [p[0] + p[1] / 10 for p in paths]
+
+    score = Scorer(mil9)
+    options = {"by": "latency", "latency": latency, "max_latency": 1.1, "max_macs": most}
+    options |= {"sampler": "random", "storage": tmp_path / "search.log"}
+    found = mnas.search(mil9, score, trials=200, **options)
+    within = {p for p in macs if macs[p] <= most}
+    assert sorted(measured) == sorted(within)  # none twice
+    fast = {p for p in within if p[0] + p[1] / 10 <= 1.1}
+    assert {n.path: n.latency for n in found.networks} == {p: p[0] + p[1] / 10 for p in fast}
+    scores = {p: score.table[mil9.format(p)] for p in fast}
+    beaten = {
+        p
+        for p in fast
+        for o in fast - {p}
+        if scores[o] >= scores[p] and o[0] + o[1] / 10 <= p[0] + p[1] / 10
+    }
+    assert {n.path for n in found.front} == fast - beaten
+    del measured[:]
+    assert mnas.search(mil9, score, trials=200, **options)[:2] == found[:2]
+    assert not measured  # the storage knows
+
+
+def test_real_latencies_of_exported_networks(mil9):
+    net = mnas.Supernet(mil9).train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    latency = mnas.networks.Latency(net, LOADED.validation.images[:2], repeats=3)
+    paths = [*mil9.paths()]
+    first = latency(paths)
+    assert all(0 < ms < 60_000 for ms in first)
+    assert latency(list(reversed(paths))) == list(reversed(first))  # known, not measured again
+    assert net.training
+    assert all(before[name].equal(tensor) for name, tensor in net.state_dict().items())
+    with pytest.raises(ValueError, match="repeats=0; expected a whole number above 0"):
+        mnas.networks.Latency(net, LOADED.validation.images[:2], repeats=0)
+
+
+class Noted(nn.Linear):
+    """Notes that it runs."""
+
+    runs: ClassVar[list[int]] = []
+
+    def forward(self, x):
+        self.runs.append(self.out_features)
+        return super().forward(x)[..., :10]
+
+
+def test_networks_are_measured_in_turns():
+    space = mnas.SearchSpace(
+        lambda: nn.Sequential(
+            nn.Flatten(), mnas.Choice({str(n): Noted(64, n) for n in (10, 20, 30)})
+        ),
+        input_shape=(1, 8, 8),
+    )
+    latency = mnas.networks.Latency(mnas.Supernet(space), torch.randn(4, 1, 8, 8), repeats=8)
+    Noted.runs.clear()
+    latency([(0,), (1,), (2,), (1,)])
+    warm, runs = Noted.runs[:-24], Noted.runs[-24:]
+    assert set(warm) == {10, 20, 30}
+    rounds = [tuple(runs[n : n + 3]) for n in range(0, 24, 3)]
+    assert all(sorted(one) == [10, 20, 30] for one in rounds)
+    assert len(set(rounds)) > 1  # in other orders
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"sampler": "best"}, "sampler='best'; expected one of random, tpe, nsga2"),
-        ({"by": "seconds"}, "by='seconds'; expected one of params, macs"),
+        ({"by": "seconds"}, "by='seconds'; expected one of params, macs, latency"),
+        ({"by": "latency"}, 'by="latency" needs latency=, a function of paths'),
+        ({"max_latency": 2}, "max_latency=2 needs latency=, a function of paths"),
+        ({"max_latency": -1.0}, "max_latency=-1.0; expected milliseconds, a number above 0"),
         ({"trials": 0}, "trials=0; expected a whole number above 0"),
         ({"batch": 1}, "batch=1; expected a whole number above 1"),
         ({"max_macs": 1.5}, "max_macs=1.5"),

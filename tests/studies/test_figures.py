@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from invented import made_up
 
-from mnas.studies import labels, messages, plotting
+from mnas.networks.search import Found, Search
+from mnas.studies import fronts, labels, messages, plotting
 from mnas.studies.results import Study, summary
 
 
@@ -83,3 +84,16 @@ def test_titles_say_what_the_rows_say(tmp_path):
         for epoch, value in values
     ]
     assert messages.curves(study).startswith("3 of 4")
+
+
+def test_the_title_of_a_front_says_what_half_a_point_of_accuracy_would_save():
+    def network(score, macs):
+        return Found((0,), "a", score, 10, macs)
+
+    networks = (network(0.95, 4_000_000), network(0.946, 1_000_000), network(0.9, 500_000))
+    found = Search(networks, networks[::-1], 3)
+    assert (
+        fronts.message(found, "macs") == "Best of 3: 95.0 % at 4 M MACs;\n94.6 % costs 25 % of that"
+    )
+    alone = Search(networks[:1], networks[:1], 1)
+    assert fronts.message(alone, "macs") == "Best of 1: 95.0 % at 4 M MACs"
