@@ -170,7 +170,7 @@ def _table(study: Study, arms: list[Arm], found: Summary) -> str:
             str(study.failures(arm.name)),
             accuracy,
             taus.get(arm.name, "–"),
-            _shown_regret(statistics.interval(_regrets(study, arm))),
+            _shown_regret(_regrets(study, arm)),
         ]
         body.append([*line, f"{arm.updates:,.0f}", f"{arm.images:,.0f}", f"{arm.seconds:.0f}"])
     headers = [
@@ -187,9 +187,9 @@ def _table(study: Study, arms: list[Arm], found: Summary) -> str:
     return markdown(body, headers)
 
 
-def _shown_regret(found: Any) -> str:
-    """Nothing is better than the best."""
-    return "–" if np.isnan(found.mean) else shown(found.mean, max(found.low, 0), found.high, 3)
+def _shown_regret(lost: Any) -> str:
+    """Without an interval: so few and so skewed values give none that holds its level."""
+    return "–" if np.isnan(lost).any() else f"{lost.mean():.3f}"
 
 
 def _difference(study: Study, first: Arm, second: Arm) -> tuple[str, Interval, Interval]:

@@ -7,7 +7,7 @@ page.
     say = ["tau {tau} beside a noise ceiling of {ceiling_mean:.2f}"]
 
 Templates are those of `str.format`. Names: those of summary.json; each estimator, by its name;
-`tau`, `ceiling`, `regret` with their intervals; `gap`, by how much networks with inherited weights
+`tau` and `ceiling` with their intervals; `gap`, by how much networks with inherited weights
 are better than from scratch; `lowest`, the lowest accuracy of all runs; `gain[PATTERN]`, how much
 more networks that match gain from inheriting than the others, over supernets (`.mean`, `.low`,
 `.high`: the mean, the lowest and the highest of them), and the same on validation images,
@@ -51,8 +51,8 @@ def names(study: Study) -> dict[str, Any]:
     found = summary(study)
     inherited, scratch = study.arms["supernet"], study.arms["scratch"]
     known = found | {line["name"]: line for line in found["estimators"]}
-    for key, digits in (("tau", 2), ("ceiling", 2), ("regret", 3)):
-        known[key] = shown(found[f"{key}_mean"], *(found[f"{key}_ci"] or (None, None)), digits)
+    for key in ("tau", "ceiling"):
+        known[key] = shown(found[f"{key}_mean"], *(found[f"{key}_ci"] or (None, None)))
     known["gap"] = shown(*statistics.difference(inherited.test.mean(1), scratch.test.mean(1)), 3)
     known["lowest"] = min(arm.test.min() for arm in study.arms.values())
     known["gain"] = _Gains(study.archs, inherited.test, scratch.test)

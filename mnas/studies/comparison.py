@@ -57,7 +57,7 @@ def overview(studies: list[Study]) -> str:
                 _on_other_images(found, "supernet"),
                 _ceiling(found),
                 _on_other_images(found, "scratch"),
-                shown(found["regret_mean"], *found["regret_ci"], 3),
+                f"{found['regret_mean']:.3f}",
                 f"{found['regret_of_chance']:.3f}",
                 str(found["failed_runs"]),
             ]

@@ -42,7 +42,7 @@ def draw(study: Study, numbers: Summary) -> list[str]:
 
 
 def _bars(runs: Any) -> tuple[Any, Any]:
-    """Means of the networks, and the half-widths of their intervals (0 for a single seed)."""
+    """Means of the networks, and the half-widths of their intervals (0 where there is none)."""
     found = [statistics.interval(column) for column in runs.T]
     return np.array([f.mean for f in found]), np.nan_to_num([f.high - f.mean for f in found])
 

@@ -89,7 +89,7 @@ def shown(mean: float, low: float | None, high: float | None, digits: int = 2) -
     """A mean with its interval, if it has one."""
     if low is None or high is None or math.isnan(low):
         return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{mean:.{digits}f} [{low:z.{digits}f}, {high:z.{digits}f}]"  # z: no -0.00
 
 
 def markdown(body: list[list[str]], headers: list[str]) -> str:

@@ -192,15 +192,12 @@ class Study:
 
 def summary(study: Study) -> dict[str, Any]:
     """The numbers of a study by name; null where one seed gives no interval or no ceiling."""
-    import numpy as np
-
     from mnas.studies import statistics
 
     supernet, scratch = study.arms["supernet"], study.arms["scratch"]
     truth = scratch.test.mean(0)
     taus, tau = statistics.agreement(supernet.test, scratch.test)
     lost = statistics.regret(supernet.val, truth)  # the pick is made on validation
-    regret = statistics.interval(lost)
     found: dict[str, Any] = {
         "space": study.about["space"],
         "dataset": study.about["dataset"],
@@ -212,11 +209,10 @@ def summary(study: Study) -> dict[str, Any]:
         "tau_per_seed": taus.tolist(),
         "ceiling_mean": None,
         "ceiling_ci": None,
-        "regret_mean": regret.mean,
-        "regret_ci": [
-            float(np.maximum(regret.low, 0)),
-            regret.high,
-        ],  # nothing is better than the best
+        "ceiling_per_seed": [],
+        # No interval: Student's does not hold its level for so few and so skewed values.
+        "regret_mean": float(lost.mean()),
+        "regret_per_seed": lost.tolist(),
         "regret_of_chance": float(truth.max() - truth.mean()),
         "tau_of_truths": float(statistics.kendall(scratch.val.mean(0), truth)),
         "inherited_mean": float(supernet.test.mean()),
@@ -231,8 +227,9 @@ def summary(study: Study) -> dict[str, Any]:
         "estimators": estimators(study),
     }
     if len(scratch.seeds) > 1:
-        _, top = statistics.ceiling(scratch.test)
+        taus, top = statistics.ceiling(scratch.test)
         found |= {"ceiling_mean": top.mean, "ceiling_ci": [top.low, top.high]}
+        found["ceiling_per_seed"] = taus.tolist()
     return _without_nan(found)
 
 
@@ -252,9 +249,7 @@ def estimators(study: Study) -> list[dict[str, Any]]:
     )  # for scores on test and on validation images
     found = []
     for number, name in enumerate(("parameters", "multiply-accumulates")):
-        # Twice the same, because costs have no noise of their own: the interval is that of the
-        # truth.
-        scores = np.array([[study.costs[arch][number] for arch in study.archs]] * 2, float)
+        scores = np.array([[study.costs[arch][number] for arch in study.archs]], float)
         taus = (
             statistics.agreement(scores, scratch.test)[1],
             statistics.agreement(np.stack([scores] * 2), other_truth)[1],

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-RESAMPLES = 10_000
 LEVEL = 0.95
+FEWEST = 3  # runs, for an interval of tau
 
 Array = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A mean with its 95 % interval; the ends are NaN where a single seed gives none."""
+    """A mean with its 95 % interval; the ends are NaN where values are too few or all equal."""
 
     mean: float
     low: float
@@ -62,50 +62,68 @@ def _orders(scores: Array) -> Array:
     return np.sign(np.round(scores[..., i] - scores[..., j], 9))
 
 
-def agreement(runs: ArrayLike, truth_runs: ArrayLike, seed: int = 0) -> tuple[Array, Interval]:
+def agreement(runs: ArrayLike, truth_runs: ArrayLike) -> tuple[Array, Interval]:
     """tau of each run with the mean of the truth's runs, and the mean tau.
 
     Both are arrays (seeds, networks), or (measurements, seeds, networks) of the same runs measured
-    several times, such as on several sets of images: tau is then the mean over measurements. The
-    interval is a percentile bootstrap in which the runs and those of the truth are drawn anew, so
-    that it holds the noise of both."""
+    several times, such as on several sets of images: tau is then the mean over measurements. A
+    single run of scores has no noise of its own, as a number of parameters.
+
+    The interval is for the mean tau that studies of this size have: it holds the noise of the runs
+    and that of the truth. It is a jackknife of two samples (Arvesen 1969, "Jackknifing
+    U-statistics", Annals of Mathematical Statistics) with the degrees of freedom of Welch (1947).
+    Percentile bootstraps of so few runs are too narrow: tests/studies/test_intervals.py."""
     runs, truth_runs = _measured(runs), _measured(truth_runs)
     taus = kendall(runs, truth_runs.mean(1, keepdims=True)).mean(0)
-    number, number_of_truth = runs.shape[1], truth_runs.shape[1]
-    if number < 2 or number_of_truth < 2:
-        return taus, Interval(float(taus.mean()), np.nan, np.nan)
-    random = np.random.default_rng(seed)
-    drawn = random.integers(number, size=(RESAMPLES, number))
-    drawn_truth = random.integers(number_of_truth, size=(RESAMPLES, number_of_truth))
-    means = np.concatenate(
-        [  # some at a time, for the memory of all their pairs
-            kendall(
-                runs[:, drawn[some]], truth_runs[:, drawn_truth[some]].mean(2)[:, :, None]
-            ).mean((0, 2))
-            for some in np.array_split(np.arange(RESAMPLES), 50)
-        ]
-    )
-    return taus, Interval(float(taus.mean()), *_percentiles(means))
+    # tau without each run of the truth; without a run it is the mean of the other taus.
+    without = kendall(runs[:, :, None], _others(truth_runs)[:, None]).mean((0, 1))
+    parts = [_jackknife(without)]
+    if len(taus) > 1:
+        parts.append((taus.var(ddof=1) / len(taus), len(taus) - 1))
+    return taus, _of_tau(taus, parts)
 
 
-def ceiling(
-    runs: ArrayLike, truth_runs: ArrayLike | None = None, seed: int = 0
-) -> tuple[Array, Interval]:
+def ceiling(runs: ArrayLike, truth_runs: ArrayLike | None = None) -> tuple[Array, Interval]:
     """tau of each run from scratch with the mean of the others: what seed noise leaves to an
     estimator that is a run. What has less noise can exceed it. truth_runs: the same runs, measured
     otherwise; shapes as for `agreement`.
 
-    The interval is a percentile bootstrap over those taus; the truth is not drawn anew, because a
-    run drawn twice would be compared with itself. Raises ValueError for a single run."""
+    The interval is a jackknife over runs: each is left out of the runs and of the means of the
+    others, because taus that share their truths are not independent. Raises ValueError for a single
+    run."""
     runs = _measured(runs)
     truth_runs = runs if truth_runs is None else _measured(truth_runs)
     number = runs.shape[1]
     if number < 2:
         raise ValueError("a ceiling needs two runs of each network from scratch; train more seeds")
-    others = (truth_runs.sum(1, keepdims=True) - truth_runs) / (number - 1)
-    taus = kendall(runs, others).mean(0)
-    drawn = np.random.default_rng(seed).integers(number, size=(RESAMPLES, number))
-    return taus, Interval(float(taus.mean()), *_percentiles(taus[drawn].mean(1)))
+    taus = kendall(runs, _others(truth_runs)).mean(0)
+    if number < FEWEST:
+        return taus, Interval(float(taus.mean()), np.nan, np.nan)
+    left = [[np.delete(those, i, 1) for those in (runs, truth_runs)] for i in range(number)]
+    without = np.array([kendall(some, _others(truth)).mean() for some, truth in left])
+    return taus, _of_tau(taus, [_jackknife(without)])
+
+
+def _others(runs: Array) -> Array:
+    """The mean of the other runs, for each (measurements, seeds, networks)."""
+    return (runs.sum(1, keepdims=True) - runs) / max(runs.shape[1] - 1, 1)
+
+
+def _jackknife(without: Array) -> tuple[float, int]:
+    """The variance of a statistic, from its values without each run, and its degrees of freedom."""
+    number = len(without)
+    return float((number - 1) * without.var()), number - 1
+
+
+def _of_tau(taus: Array, parts: list[tuple[float, int]]) -> Interval:
+    """The mean tau with the interval of its variance, which is a sum of independent parts, each
+    with its degrees of freedom; none from fewer than three runs, or where nothing varies."""
+    mean, variance = float(taus.mean()), sum(part for part, _ in parts)
+    if min(freedom for _, freedom in parts) < FEWEST - 1 or variance < 1e-12:
+        return Interval(mean, np.nan, np.nan)
+    freedom = variance**2 / sum(part**2 / number for part, number in parts)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance))
+    return Interval(mean, max(mean - half, -1.0), min(mean + half, 1.0))
 
 
 def _measured(runs: ArrayLike) -> Array:
@@ -114,40 +132,35 @@ def _measured(runs: ArrayLike) -> Array:
     return array if array.ndim == 3 else array[None]
 
 
-def _percentiles(means: Array) -> tuple[float, float]:
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return float(low), float(high)
-
-
 def regret(scores: ArrayLike, truth: ArrayLike) -> Array:
     """What is lost by taking the network with the best score (..., networks): the truth of the best
-    less that of the pick; the mean over the picks where several share the best score."""
+    minus that of the pick; the mean over the picks where several share the best score."""
     scores, truth = np.asarray(scores, float), np.asarray(truth, float)
     best = scores == scores.max(-1, keepdims=True)
     return truth.max() - (best * truth).sum(-1) / best.sum(-1)
 
 
 def interval(values: ArrayLike) -> Interval:
-    """The mean of values (seeds,) with Student's interval."""
+    """The mean of values (seeds,) with Student's interval; none of equal values, which say nothing
+    of how much others would differ."""
     values = np.asarray(values, float)
     mean = float(values.mean())
-    if len(values) < 2:
+    if len(values) < 2 or np.ptp(values) < 1e-9:
         return Interval(mean, np.nan, np.nan)
     half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return Interval(mean, mean - half, mean + half)
 
 
 def difference(values: ArrayLike, others: ArrayLike) -> Interval:
-    """The mean of values (seeds,) less that of independent others (seeds of theirs,), with Welch's
-    interval (1947)."""
+    """The mean of values (seeds,) minus that of independent others (seeds of theirs,), with Welch's
+    interval (1947); none where neither varies."""
     pair = [np.asarray(v, float) for v in (values, others)]
     mean = float(pair[0].mean() - pair[1].mean())
     if min(map(len, pair)) < 2:
         return Interval(mean, np.nan, np.nan)
     squares = np.array([v.var(ddof=1) / len(v) for v in pair])
     if not squares.any():
-        return Interval(mean, mean, mean)
+        return Interval(mean, np.nan, np.nan)
     freedom = squares.sum() ** 2 / sum(
         s**2 / (len(v) - 1) for s, v in zip(squares, pair, strict=True)
     )

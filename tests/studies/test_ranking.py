@@ -30,7 +30,8 @@ def test_tau_is_that_of_scipy_ties_included(pair):
 def test_a_difference_of_independent_runs_is_that_of_scipy(a, b):
     found = statistics.difference(a, b)
     if len(set(a)) == len(set(b)) == 1:
-        assert found == (a[0] - b[0],) * 3
+        assert found.mean == a[0] - b[0]
+        assert np.isnan(found[1:]).all()
     elif min(len(set(a)), len(set(b))) > 1:  # scipy warns of one that is constant
         ends = stats.ttest_ind(a, b, equal_var=False).confidence_interval(statistics.LEVEL)
         assert found == pytest.approx((np.mean(a) - np.mean(b), *ends), abs=1e-9)
@@ -63,25 +64,6 @@ def test_agreement_is_the_mean_of_the_taus_and_its_interval_holds_both_noises():
     assert found.low < found.mean < found.high
     _, without = statistics.agreement(runs, np.repeat(truth.mean(0, keepdims=True), 10, axis=0))
     assert without.high - without.low < found.high - found.low
-    assert statistics.agreement(runs, truth) == (
-        pytest.approx(taus),
-        found,
-    )  # the same draws every time
-
-
-def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
-    """Mean tau of noisy runs under the model, against the intervals of 60 simulated studies."""
-    random = np.random.default_rng(1)
-    quality = np.arange(5.0)
-
-    def study():
-        return statistics.agreement(
-            quality + 2 * random.normal(size=(12, 5)), quality + 0.01 * random.normal(size=(3, 5))
-        )
-
-    expected = statistics.kendall(quality + 2 * random.normal(size=(20_000, 5)), quality).mean()
-    inside = [found.low <= expected <= found.high for _, found in (study() for _ in range(60))]
-    assert np.mean(inside) > 0.8
 
 
 def test_a_single_seed_gives_no_interval():
@@ -89,6 +71,9 @@ def test_a_single_seed_gives_no_interval():
     assert len(taus) == 1
     assert np.isnan([found.low, found.high]).all()
     assert np.isnan(statistics.interval([0.5]).low)
+    assert np.isnan(statistics.interval([0.5] * 3).low)
+    same = statistics.agreement([[1, 2, 3]] * 5, [[1, 2, 3]] * 5)[1]
+    assert (same.mean, np.isnan([same.low, same.high]).all()) == (1, True)
     with pytest.raises(ValueError, match="two runs of each network"):
         statistics.ceiling([[1, 2, 3]])
 
@@ -110,7 +95,7 @@ def test_the_ceiling_leaves_the_run_itself_out():
     assert both == pytest.approx((taus + statistics.ceiling(elsewhere, runs)[0]) / 2)
 
 
-def test_measurements_are_averaged_and_drawn_together():
+def test_measurements_are_averaged():
     random = np.random.default_rng(0)
     runs, truth = random.normal(size=(2, 6, 4)), random.normal(size=(2, 5, 4))
     taus, found = statistics.agreement(runs, truth)
@@ -118,11 +103,9 @@ def test_measurements_are_averaged_and_drawn_together():
     assert taus == pytest.approx((each[0][0] + each[1][0]) / 2)
     assert found.mean == pytest.approx((each[0][1].mean + each[1][1].mean) / 2)
     assert statistics.agreement(runs[::-1], truth[::-1])[1] == pytest.approx(found)
-    assert (
-        statistics.agreement([runs[0]] * 2, [truth[0]] * 2)[1] == each[0][1]
-    )  # the same seeds are drawn in both
+    assert statistics.agreement([runs[0]] * 2, [truth[0]] * 2)[1] == pytest.approx(each[0][1])
     one = statistics.ceiling([truth[0]] * 2)
-    assert one[1] == statistics.ceiling(truth[0])[1]
+    assert one[1] == pytest.approx(statistics.ceiling(truth[0])[1])
 
 
 @given(SCORES, st.integers(0, 2**32 - 1))

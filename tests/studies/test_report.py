@@ -81,7 +81,8 @@ def test_the_summary_is_computed_from_the_rows(tmp_path):
     assert named["multiply-accumulates"]["tau_other_pictures"] == pytest.approx(np.mean(ways))
     for estimator in named.values():
         low, high = estimator["tau_other_pictures_ci"]
-        assert low <= estimator["tau_other_pictures"] <= high
+        if low is not None:  # else it is the same without any run
+            assert low <= estimator["tau_other_pictures"] <= high
     elsewhere = {
         n: shown(e["tau_other_pictures"], *e["tau_other_pictures_ci"]) for n, e in named.items()
     }
@@ -179,8 +180,7 @@ def test_the_regret_of_one_run_from_scratch_leaves_that_run_out(tmp_path):
     lost = [truth.max() - truth[pick] for truth, pick in zip(others, val.argmax(1), strict=True)]
     assert found["scratch"]["regret_mean"] == pytest.approx(np.mean(lost))
     assert found["parameters"]["tau_mean"] == -1
-    low, high = found["parameters"]["tau_ci"]
-    assert -1 <= low <= high < 0  # of the truth's noise
+    assert found["parameters"]["tau_ci"] == [None, None]  # the same without any run of the truth
     assert found["multiply-accumulates"]["tau_mean"] == 1
 
 

@@ -1,0 +1,69 @@
+"""Printed intervals hold their level: simulated studies of 3, 5 and 10 seeds, of networks as close
+as those of mil4 and as far apart as those of mil9."""
+
+import numpy as np
+import pytest
+
+from mnas.studies import statistics
+
+CLOSE = (np.array([99.05, 99.13, 99.13, 99.21]), np.array([99.13, 99.16, 99.20, 99.22]), 0.065)
+APART = (
+    np.array([98.30, 98.90, 99.20, 98.80, 99.15, 99.30, 98.95, 99.20, 99.30]),
+    np.array([98.60, 98.90, 99.04, 99.03, 99.20, 99.28, 99.11, 99.26, 99.30]),
+    0.05,
+)
+STUDIES = 800
+OF_ENOUGH = (0.92, 0.98)
+NOISE = 0.008  # one standard error of a coverage of 95 % from so many studies
+
+
+def coverage(found):
+    """How often intervals hold what they are for: the mean over studies. Only of those printed."""
+    mean = np.mean([one.mean for one in found])
+    printed = [one for one in found if not np.isnan(one.low)]
+    assert len(printed) > 0.8 * len(found)
+    return np.mean([one.low <= mean <= one.high for one in printed])
+
+
+def simulated(quality, noise, seeds, random):
+    """Accuracies in per cent, of 10,000 images."""
+    return np.round(quality + noise * random.normal(size=(seeds, len(quality))), 2)
+
+
+@pytest.mark.parametrize("space", [CLOSE, APART], ids=["close", "apart"])
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_intervals_cover_what_they_are_for(seeds, space):
+    random = np.random.default_rng(seeds)
+    scratch, inherited, noise = space
+    found = {"agreement": [], "ceiling": [], "accuracy": [], "difference": []}
+    for _ in range(STUDIES):
+        truth = simulated(scratch, noise, seeds, random)
+        runs = simulated(inherited, noise, seeds, random)
+        found["agreement"].append(statistics.agreement(runs, truth)[1])
+        found["ceiling"].append(statistics.ceiling(truth)[1])
+        found["accuracy"].append(statistics.interval(runs[:, 0]))
+        found["difference"].append(statistics.difference(runs.mean(1), truth.mean(1)))
+    low, high = OF_ENOUGH
+    for name, intervals in found.items():
+        assert low - NOISE <= coverage(intervals) <= high + NOISE, name
+
+
+def test_a_percentile_bootstrap_of_three_would_not():
+    """Why there is none: the oracle finds what is too narrow."""
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(STUDIES):
+        taus = statistics.kendall(simulated(CLOSE[1], CLOSE[2], 3, random), CLOSE[0])
+        means = taus[random.integers(3, size=(400, 3))].mean(1)
+        found.append(statistics.Interval(taus.mean(), *np.percentile(means, [2.5, 97.5])))
+    assert coverage(found) < 0.85
+
+
+def test_regret_has_no_interval_because_students_would_not_hold():
+    """Where two networks are equally good the picks are mostly right: few values, and skewed."""
+    random = np.random.default_rng(0)
+    scratch = np.array([98.83, 99.35, 99.56, 99.15, 99.49, 99.56, 99.24, 99.50, 99.55])
+    lost = [
+        statistics.regret(simulated(APART[1], 0.055, 5, random), scratch) for _ in range(STUDIES)
+    ]
+    assert coverage([statistics.interval(np.round(one, 9)) for one in lost]) < 0.9
