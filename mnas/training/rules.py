@@ -119,10 +119,10 @@ def fair(step: Step) -> Report:
 
 
 def sandwich(step: Step, *, random_paths: int = 2) -> Report:
-    """The largest network, the smallest and some at random (Yu and Huang, ICCV 2019, section 3.2):
-    the largest learns from the labels, the others from its softmax, through which no gradient goes
-    (section 3.3, in-place distillation; Yu et al., ECCV 2020, section 3). The sum of the losses;
-    one step.
+    """The largest network, the smallest and some at random (Yu and Huang, ICCV 2019, "The Sandwich
+    Rule"): the largest learns from the labels, the others from its softmax, through which no
+    gradient goes (there, "Inplace Distillation"; Yu et al., ECCV 2020, section 3). The sum of the
+    losses; one step.
 
     Candidates are in no order of size: largest and smallest are the dearest and the cheapest
     network (`mnas.networks.extremes`). A random path may be one of them."""
@@ -184,8 +184,9 @@ def distilled(
 
 def path_dropout(step: Step, *, drop: float = 0.5, ghost: int = 32) -> Report:
     """All candidates at once, their outputs summed, each dropped with some probability (Bender et
-    al., ICML 2018, section 3): of k values of a decision each with r^(1/k), so that all of them
-    would go with probability r, which rises linearly from 0 to `drop`; then one stays.
+    al., ICML 2018, on training the one-shot model): of k values of a decision each with r^(1/k), so
+    that all of them would go with probability r, which rises linearly from 0 to `drop`; then one
+    stays.
 
     What is dropped does not run, and is not trained. The batch runs in parts of `ghost` images at
     most, each with a draw and with BatchNorm statistics of its own; gradients add up to those of
@@ -238,7 +239,8 @@ def ranked(step: Step, *, random_paths: int = 2, rank_weight: float = 1.0) -> Re
     expect: the dearer is to have the smaller loss on the labels. Where it has not, relu(L_dearer -
     L_cheaper) is added, whose gradient lowers the one and raises the other, times a weight that
     rises linearly from 0 to `rank_weight` (Yu et al., CVPR 2021, "Landmark Regularization", with
-    known accuracies; the order by cost is that of solutions of the CVPR 2022 NAS competition).
+    known accuracies; the order by cost is that of solutions of the CVPR 2022 NAS competition, whose
+    code lets no gradient through the cheaper one's loss).
 
     The cost is that of `extremes`; equal ones have no order."""
     ran = _sandwich(step, random_paths)
