@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -64,12 +65,23 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> Score:
             "evaluate_paths"
         )
     _check(images, labels)
+    return _evaluate(model, images, labels)
+
+
+def _evaluate(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    see: Callable[[Tensor], Any] = lambda _: None,
+) -> Score:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     sums = _Sums()
     try:
         for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
-            sums.add(model(x), y)
+            logits = model(x)
+            sums.add(logits, y)
+            see(logits)
     finally:
         for module, training in modes.items():
             module.training = training
@@ -85,6 +97,7 @@ def evaluate_paths(
     *,
     bn_images: Tensor | None = None,
     progress: Callable[[int], Any] = lambda _: None,
+    see: Callable[[int, Tensor], Any] = lambda *_: None,
 ) -> list[Score]:
     """Scores of paths of a supernet on images (N, C, H, W) and labels (N,), in the order of the
     paths.
@@ -92,7 +105,8 @@ def evaluate_paths(
     Equal to `evaluate(export(net, path), ...)`, or with `bn_images` (training images) to
     `evaluate(recalibrate(export(net, path), bn_images), ...)`, one path after the other; what they
     share is computed once, the recalibration included. progress: is told how many images have been
-    scored since the last call, each path's counted. The supernet is not changed.
+    scored since the last call, each path's counted. see: is given the number of a path and its
+    logits (B, classes) of the next images. The supernet is not changed.
 
     Raises ValueError for images and labels that do not fit together.
     """
@@ -105,8 +119,9 @@ def evaluate_paths(
         model
     ):  # their statistics depend on all of the path
         scores = []
-        for path in paths:
-            scores.append(evaluate(recalibrate(export(net, path), bn_images), images, labels))
+        for number, path in enumerate(paths):
+            network = recalibrate(export(net, path), bn_images)
+            scores.append(_evaluate(network, images, labels, partial(see, number)))
             progress(len(labels))
         return scores
     keys = [net.space.key(path) for path in paths]
@@ -124,6 +139,7 @@ def evaluate_paths(
     for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
         for number, logits in prefix.walk(root, x, step):
             sums[number].add(logits, y)
+            see(number, logits)
             progress(len(y))
     return [of_path.score() for of_path in sums]
 

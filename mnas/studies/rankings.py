@@ -35,13 +35,15 @@ PRIOR = 10.0  # penalty where a supernet says what to expect: best of 0.1 to 30 
 
 @dataclass(frozen=True)
 class Ranking:
-    """A folder of `mnas rank`. training: what `compute.of_run` gave. rows: one a path."""
+    """A folder of `mnas rank`. training: what `compute.of_run` gave. rows: one a path.
+    correct (paths, images): whether it was right, where that was kept."""
 
     path: Path
     settings: dict[str, Any]
     training: dict[str, Any]
     rows: list[Row]
     scoring: dict[str, float]
+    correct: scored.Bits | None = None
 
     @property
     def seed(self) -> int:
@@ -107,7 +109,8 @@ def read(path: Path) -> Ranking:
             f"{path} has {len(rows)} of {settings['networks']} paths; repeat its command, which "
             "goes on"
         )
-    return Ranking(path, settings, of("supernet.json"), rows, scored.summed(chunks))
+    correct = scored.read_correct(folder, len(rows))
+    return Ranking(path, settings, of("supernet.json"), rows, scored.summed(chunks), correct)
 
 
 @dataclass(frozen=True)

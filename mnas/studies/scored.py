@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from msgspec import Meta, Struct
+from numpy.typing import NDArray
 
 from mnas.networks.cost import cost, shared_macs
 from mnas.networks.evaluate import evaluate_paths
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
 
 FORMAT = "mnas-scores-1"
 CHUNK = 81  # paths that are scored together: four decisions of three, whose beginning is shared
-FILES = ("settings.json", "rows.jsonl", "chunks.jsonl")
+CORRECT = "correct.npz"
+Bits = NDArray[np.bool_]
 NotNegative = Annotated[float, Meta(ge=0)]
 
 
@@ -50,12 +54,14 @@ class Chunk(Struct, forbid_unknown_fields=True):
 
 class Scores:
     """rows.jsonl has a row for each path so far, in the order of paths; chunks.jsonl what they
-    took. settings.json: what must be the same to go on; raises FolderError where it is not."""
+    took; correct.npz which images each path was right on, except in folders from before it did.
+    settings.json: what must be the same to go on; raises FolderError where it is not."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self._folder = path, Folder(path, FORMAT)
         self.rows: list[dict[str, Any]] = []
         self.chunks: list[dict[str, Any]] = []
+        self.correct: list[Bits] | None = []
         if "settings.json" not in self._folder.names():
             self._check_empty()
         else:
@@ -67,6 +73,8 @@ class Scores:
                         f"{settings.get(key)!r}; give another --out"
                     )
             self.rows, self.chunks = self._read("rows", Row), self._read("chunks", Chunk)
+            found = read_correct(self._folder, len(self.rows))
+            self.correct = None if found is None else list(found)
         self.settings = settings
 
     def _check_empty(self) -> None:
@@ -82,8 +90,10 @@ class Scores:
         return strict_json.parse_lines(self._folder.read(file), kind, self.path / file)
 
     def _write(self) -> None:
+        bits = {} if self.correct is None else {CORRECT: _packed(self.correct)}
         self._folder.write(
             {
+                **bits,
                 "settings.json": strict_json.dumps(self.settings, indent=2) + "\n",
                 "rows.jsonl": strict_json.lines(self.rows),
                 "chunks.jsonl": strict_json.lines(self.chunks),
@@ -111,10 +121,19 @@ class Scores:
         progress(len(self.rows) * len(split))
         for some in _chunks(paths, len(self.rows)):
             began = time.monotonic()
+            seen = _Seen(len(some))
             scores = evaluate_paths(
-                net, some, split.images, split.labels, bn_images=bn_images, progress=progress
+                net,
+                some,
+                split.images,
+                split.labels,
+                bn_images=bn_images,
+                progress=progress,
+                see=seen.add,
             )
             seconds = time.monotonic() - began
+            if self.correct is not None:
+                self.correct += list(seen.predicted() == split.labels.cpu().numpy())
             costs = [cost(space, path) for path in some]
             for path, score, of_path in zip(some, scores, costs, strict=True):
                 row = {"arch": space.format(path), "val_loss": score.loss, "val_top1": score.top1}
@@ -133,6 +152,44 @@ class Scores:
     def cost(self) -> dict[str, float]:
         """The sums over chunks."""
         return summed(self.chunks)
+
+
+class _Seen:
+    """What a number of paths put out, image after image."""
+
+    def __init__(self, paths: int) -> None:
+        self.logits: list[list[Tensor]] = [[] for _ in range(paths)]
+
+    def add(self, path: int, logits: Tensor) -> None:
+        self.logits[path].append(logits.float().cpu())
+
+    def predicted(self) -> NDArray[np.int64]:
+        """Classes (paths, images)."""
+        return np.stack([np.concatenate([x.argmax(1) for x in of]) for of in self.logits])
+
+
+def _packed(correct: Sequence[Bits]) -> bytes:
+    buffer = io.BytesIO()
+    bits = np.packbits(np.stack(correct), axis=1)
+    np.savez_compressed(buffer, bits=bits, images=len(correct[0]))
+    return buffer.getvalue()
+
+
+def read_correct(folder: Folder, paths: int) -> Bits | None:
+    """Whether each path was right on each image (paths, images), in the order of rows.jsonl and of
+    the validation images; None where that was not kept. Raises FolderError for a damaged file."""
+    if CORRECT not in folder.listed():
+        return None if paths else np.empty((0, 0), bool)
+    try:
+        with np.load(io.BytesIO(folder.read(CORRECT)), allow_pickle=False) as file:
+            correct = np.unpackbits(file["bits"], axis=1, count=int(file["images"])).astype(bool)
+    except (KeyError, OSError, TypeError, zipfile.BadZipFile) as error:
+        raise FolderError(f"{folder.path / CORRECT} is damaged ({error}); restore it") from error
+    if len(correct) != paths:
+        raise FolderError(
+            f"{folder.path / CORRECT} is of {len(correct)} paths, not {paths}; restore it"
+        )
+    return correct
 
 
 def summed(chunks: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from PIL import Image
 import mnas
 from mnas import reference
 from mnas.networks.cost import shared_macs
+from mnas.storage.files import Folder
 from mnas.studies import compared, compute, ranking, scored
 from mnas.training import data
 from mnas.training.saved import open_run
@@ -69,12 +70,19 @@ def test_rows_equal_networks_scored_one_by_one_and_the_command_continues(trained
     bn_images = loaded.train.images[:20].contiguous(memory_format=channels_last)
     torch.set_num_threads(1)
     net = run.supernet()
+    folder = Folder(trained / "whole", scored.FORMAT)
+    correct = scored.read_correct(folder, 120)
+    assert correct.shape == (120, 30)
     for row in found[::17]:
         path = run.space.parse(row["arch"])
         network = mnas.recalibrate(mnas.export(net, path), bn_images)
         score = mnas.evaluate(network, images, loaded.validation.labels[:30])
         assert (row["val_top1"], row["val_loss"]) == (score.top1, score.loss)
         assert (row["params"], row["macs"]) == mnas.cost(run.space, path)
+        with torch.no_grad():
+            right = network.eval()(images).argmax(1) == loaded.validation.labels[:30]
+        assert correct[found.index(row)].tolist() == right.tolist()
+    assert correct.mean(1).tolist() == pytest.approx([row["val_top1"] for row in found])
     assert "| supernet, loss" in done.stdout
     assert (trained / "whole" / "choosing.md").read_text() == done.stdout
     table = {row["score"]: row for row in rows(trained / "whole" / "choosing.jsonl")}
@@ -117,7 +125,7 @@ def test_rows_equal_networks_scored_one_by_one_and_the_command_continues(trained
     assert len(rows(trained / "killed" / "rows.jsonl")) in (81, 120)
     done = rank(trained, "--networks", 120, "--out", "killed")
     assert done.returncode == 0, done.stderr
-    for name in ("rows.jsonl", "choosing.jsonl", "settings.json"):
+    for name in ("rows.jsonl", "choosing.jsonl", "settings.json", "correct.npz"):
         whole, killed = (trained / f / name for f in ("whole", "killed"))
         assert whole.read_bytes() == killed.read_bytes(), name
 
@@ -144,6 +152,12 @@ def test_rows_equal_networks_scored_one_by_one_and_the_command_continues(trained
     assert done.returncode == 2
     assert "expected 20 at least: raise --networks" in done.stderr
     assert len(rows(trained / "few" / "rows.jsonl")) == 9  # the scores stay
+
+    folder.write({}, remove=["correct.npz"])  # as from before it was kept
+    assert scored.read_correct(folder, 120) is None
+    done = rank(trained, "--networks", 120, "--out", "whole")
+    assert done.returncode == 0, done.stderr
+    assert "correct.npz" not in folder.names()
 
 
 def test_shared_macs_equal_a_naive_count_of_beginnings():
