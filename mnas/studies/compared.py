@@ -27,12 +27,17 @@ HEADERS = (
 
 def of_paths(table: Table, rows: list[dict[str, Any]], paths: list[tuple[int, ...]]) -> Scores:
     """Scores of all rows of a table by name (n,), NaN where there is none: the loss, negative;
-    top-1; and the loss smoothed: a linear model of its logarithm, fitted to the supernet's own."""
+    top-1; the loss smoothed: a linear model of its logarithm, fitted to the supernet's own; and
+    the loss of one path of each network, drawn from those that have one."""
     where = [table.rows[path] for path in paths]
-    found = {name: np.full(len(table), np.nan) for name in ("loss", "top-1", "smoothed loss")}
+    names = ("loss", "top-1", "smoothed loss", "loss, one path")
+    found = {name: np.full(len(table), np.nan) for name in names}
     found["loss"][where] = -np.minimum(_losses(rows), 1e9)
     found["top-1"][where] = [row["val_top1"] for row in rows]
     found["smoothed loss"][where] = -smoothed(table, rows, paths)[where]
+    drawn = np.random.default_rng(ranking.HALVES_SEED).permutation(where)
+    _, first = np.unique(table.network[drawn], return_index=True)
+    found["loss, one path"][drawn[first]] = found["loss"][drawn[first]]
     return found
 
 

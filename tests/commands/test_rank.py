@@ -209,3 +209,26 @@ def test_published_accuracies_as_scores_reach_the_ceiling_and_a_smooth_truth_is_
     assert 0.85 < smooth["tau"] < 0.88
     assert ours["tau_interval"][0] < ours["tau"] < ours["tau_interval"][1]
     assert json.dumps(by_name["depth"]["within"]) == "0.0"
+
+
+def test_one_path_of_each_network_is_drawn_from_those_that_were_scored():
+    table = reference.get("nb_macro")
+    paths = scored.drawn([tuple(path) for path in table.paths.tolist()], 2000, 1)
+    made = [{"val_loss": 1 + n / 1e4, "val_top1": 0.5} for n in range(2000)]
+    found = compared.of_paths(table, made, paths)
+    one, every = found["loss, one path"], found["loss"]
+    kept = np.flatnonzero(~np.isnan(one))
+    assert np.array_equal(one[kept], every[kept])
+    of_network = {}
+    for path in paths:
+        of_network.setdefault(table.network[table.rows[path]], []).append(table.rows[path])
+    assert sorted(table.network[kept]) == sorted(of_network)  # one of each
+    places = [of_network[table.network[row]].index(row) for row in kept]
+    twins = [
+        place
+        for row, place in zip(kept, places, strict=True)
+        if len(of_network[table.network[row]]) == 2
+    ]
+    assert 0.4 < np.mean(twins) < 0.6  # neither always the first nor the last
+    again = compared.of_paths(table, made, paths)["loss, one path"]
+    assert np.array_equal(one, again, equal_nan=True)
