@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mnas.networks.export import baked
 from mnas.space.choice import choices_of
 from mnas.space.coupling import Path
+from mnas.space.given import GivenPath
 from mnas.space.search_space import SearchSpace
 from mnas.space.trial import Form, Inputs, Runner, floating_type
 
@@ -28,7 +29,7 @@ class Cost(NamedTuple):
     macs: int
 
 
-def cost(space: SearchSpace, path: Path, example: Any = None) -> Cost:
+def cost(space: SearchSpace, path: GivenPath, example: Any = None) -> Cost:
     """The cost of a path's standalone network for one image of `space.input_shape`, or for the
     space's example; example: for other inputs, as at another resolution.
 

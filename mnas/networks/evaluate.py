@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mnas.networks.export import compact, export
 from mnas.networks.recalibrate import batches, pool, recalibrate, statistics_of
 from mnas.space import prefix
-from mnas.space.search_space import Path
+from mnas.space.given import GivenPath
 from mnas.space.supernet import Supernet
 
 BATCH = (
@@ -91,7 +91,7 @@ def _evaluate(
 @torch.no_grad()
 def evaluate_paths(
     net: Supernet,
-    paths: Sequence[Path],
+    paths: Sequence[GivenPath],
     images: Tensor,
     labels: Tensor,
     *,
@@ -196,7 +196,7 @@ def _recalibrate(root: prefix.Node, images: Tensor) -> Statistics:
 
 @torch.no_grad()
 def agreement(
-    net: Supernet, paths: Sequence[Path], images: Tensor, batch_size: int = 64
+    net: Supernet, paths: Sequence[GivenPath], images: Tensor, batch_size: int = 64
 ) -> list[float]:
     """How far each path's predictions are from those of the network with all candidates on, in
     nats: the symmetric Kullback-Leibler divergence of the two softmaxes, a mean over images (N, C,

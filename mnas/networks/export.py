@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mnas.space.coupling import Path
+from mnas.space.given import GivenPath
 from mnas.space.search_space import SearchSpace
 from mnas.space.skeleton import compact, substitute
 from mnas.space.supernet import Supernet
 
 
-def export(net: Supernet, path: Path) -> nn.Module:
+def export(net: Supernet, path: GivenPath) -> nn.Module:
     """The path as a standalone module: the user's own classes, contiguous copies of the weights, no
     mnas inside.
 
@@ -31,7 +31,7 @@ def baked(module: nn.Module) -> nn.Module:
     return substitute(module, plain) if plain else module
 
 
-def standalone(space: SearchSpace, path: Path) -> nn.Module:
+def standalone(space: SearchSpace, path: GivenPath) -> nn.Module:
     """The same architecture with a random start, decided by `torch.manual_seed`; plain classes, no
     mnas inside.
 

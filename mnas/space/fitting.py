@@ -38,7 +38,8 @@ def check_fit(space: SearchSpace, model: nn.Module) -> Any:
             ) from error
         if not isinstance(output, Tensor) and space._example is None:
             raise ValueError(
-                f"{where}: the output is a {type(output).__name__}; return the logits alone"
+                f"{where}: the output is a {type(output).__name__}; return the logits alone, or "
+                "say example= for a model of other outputs"
             )
         if isinstance(output, Tensor):
             expected = output if expected is None else expected

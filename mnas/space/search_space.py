@@ -20,6 +20,7 @@ from mnas.space.choice import Choice, choices_of
 from mnas.space.coupling import Coupling, Key, Path, Place
 from mnas.space.decision import Decision, noticing
 from mnas.space.fitting import check_fit
+from mnas.space.given import GivenPath, indices, shown
 from mnas.space.trial import Inputs
 
 MANY = 100_000  # networks; all of a larger space are never listed
@@ -212,18 +213,18 @@ class SearchSpace:
             found.append(index)
         return tuple(found)
 
-    def values(self, path: Sequence[int]) -> dict[str, Any]:
+    def values(self, path: GivenPath) -> dict[str, Any]:
         """The values of a path, by the names of decisions."""
         return {
             decision.name: decision.values[index]
             for decision, index in zip(self.decisions, self.check(path), strict=True)
         }
 
-    def key(self, path: Sequence[int]) -> Key:
+    def key(self, path: GivenPath) -> Key:
         """The network of a path: the index of a candidate for each choice of the model."""
         return self.coupling.key(self.check(path))
 
-    def canonical(self, path: Sequence[int]) -> Path:
+    def canonical(self, path: GivenPath) -> Path:
         """The first of the paths that are the same network: decisions that do not matter to it are
         at their first values."""
         return self.coupling.canonical(self.check(path))
@@ -234,7 +235,7 @@ class SearchSpace:
         drawn = (i[int(torch.randint(len(i), (), generator=generator))] for i in self.indices)
         return self.coupling.canonical(tuple(drawn))
 
-    def format(self, path: Path) -> str:
+    def format(self, path: GivenPath) -> str:
         """The architecture's name, the same for all paths that are one network: what is decided,
         joined by '-'."""
         path = self.canonical(path)
@@ -267,17 +268,20 @@ class SearchSpace:
             return "one of " + ", ".join(map(self.format, self.paths()))
         return f"{len(self.decisions)} names joined by '-': {self._pattern()}"
 
-    def check(self, path: Sequence[int]) -> Path:
-        """The path as a tuple of int. Raises ValueError unless it has one valid index per
-        decision."""
+    def check(self, path: GivenPath) -> Path:
+        """The path as a tuple of int, whatever it is given as: see `GivenPath`. Raises ValueError
+        unless it has one valid index per decision, or is the name of an architecture."""
         if type(path) is tuple and len(path) == len(self._lengths):
             pairs = zip(path, self._lengths, strict=True)
             if all([type(index) is int and 0 <= index < length for index, length in pairs]):
                 return path  # in a microsecond or two
+        if isinstance(path, str):
+            return self.parse(path)
+        path = indices(path)
         if not isinstance(path, (tuple, list)) or len(path) != len(self.choices):
             known = ", ".join(decision.name for decision in self.decisions)
             raise ValueError(
-                f"path {path!r} must have {len(self.choices)} indices, as in "
+                f"path {shown(path)} must have {len(self.choices)} indices, as in "
                 f"{(0,) * len(self.choices)}, one for each of {known}"
             )
         for position, (index, names) in enumerate(zip(path, self.choices, strict=True)):
@@ -287,8 +291,8 @@ class SearchSpace:
                 or not 0 <= index < len(names)
             ):
                 raise ValueError(
-                    f"path {path!r} has {index!r} at position {position}; expected an index below "
-                    f"{len(names)}: {names}"
+                    f"path {shown(path)} has {index!r} at position {position}; expected an index "
+                    f"below {len(names)}: {names}"
                 )
         return tuple(map(int, path))
 

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from mnas.freeze.active import Registered
 from mnas.space import prefix
 from mnas.space.choice import EXECUTIONS, Choice, choices_of
-from mnas.space.coupling import Path
 from mnas.space.fitting import paths_to_try
+from mnas.space.given import GivenPath, indices
 from mnas.space.search_space import SearchSpace
 from mnas.space.skeleton import substitute
 from mnas.space.sliced import kept, transformed
@@ -75,11 +75,10 @@ class Supernet(nn.Module):
                         'in an unused part change its result; use execution="sliced"'
                     )
 
-    def forward(
-        self, *inputs: Any, path: Sequence[int | Tensor] | None = None, **named: Any
-    ) -> Any:
+    def forward(self, *inputs: Any, path: GivenPath | None = None, **named: Any) -> Any:
         """Logits (B, classes) of one path for a batch x (B, C, H, W): `net(x, path)`; or whatever
-        else the model takes, with the path behind it or as `path=`.
+        else the model takes, with the path behind it or as `path=`. A path may also be a list, an
+        array or a tensor of indices, or the name of an architecture.
 
         In place of an index, a decision may be given a weight for each value, a tensor (values,):
         then the choices that read it compute the weighted sum of their candidates' outputs, where
@@ -95,7 +94,7 @@ class Supernet(nn.Module):
             *inputs, path = inputs
         return self.along(path)(*inputs, **named)
 
-    def forward_paths(self, x: Tensor, paths: Sequence[Path]) -> list[Tensor]:
+    def forward_paths(self, x: Tensor, paths: Sequence[GivenPath]) -> list[Tensor]:
         """Logits (B, classes) of each path for the same batch, in the order of the paths.
 
         Equal, bit for bit, to one `net(x, path)` after the other, and differentiable: several paths
@@ -112,9 +111,7 @@ class Supernet(nn.Module):
         found = dict(prefix.walk(root, x))
         return [found[number] for number in range(len(paths))]
 
-    def subnet(
-        self, path: Path | Sequence[int | Tensor], execution: str | None = None
-    ) -> nn.Module:
+    def subnet(self, path: GivenPath, execution: str | None = None) -> nn.Module:
         """The path as a module: the model with every choice replaced by its candidate (or a
         mixture), on the shared tensors. It can be handed to what trains, evaluates or gathers
         statistics of a network, as `torch.optim.swa_utils.update_bn`, and sees what the supernet
@@ -129,7 +126,7 @@ class Supernet(nn.Module):
             return self._run_on(path, kept)
         return self.along(path, execution)
 
-    def along(self, path: Sequence[int | Tensor], execution: str | None = None) -> nn.Module:
+    def along(self, path: GivenPath, execution: str | None = None) -> nn.Module:
         """A path as a module for one forward pass: its tensors belong to the autograd graph of this
         moment."""
         execution = execution or self.execution
@@ -137,10 +134,11 @@ class Supernet(nn.Module):
 
     def _run_on(
         self,
-        path: Sequence[int | Tensor],
+        path: GivenPath,
         candidate: Callable[[Choice, int], nn.Module],
     ) -> nn.Module:
         self._follow()
+        path = indices(path)
         if isinstance(path, (tuple, list)) and any(isinstance(entry, Tensor) for entry in path):
             chosen = self._mixed(path, candidate)
         else:

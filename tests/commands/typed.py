@@ -37,6 +37,9 @@ for _ in range(2):
     optimizer.step()
 best = assert_type(space.path(kernel=5), Path)
 plain = assert_type(mnas.export(net, best), nn.Module)
+for given in (best, list(best), torch.tensor(best), "kernel=5-relu"):
+    assert_type(space.check(given), Path)
+    net(x, path=given)
 assert_type(mnas.standalone(space, space.parse("kernel=3-relu")), nn.Module)
 assert_type(mnas.recalibrate(plain, x), nn.Module)
 assert_type(mnas.evaluate(plain, x, y).top1, float)

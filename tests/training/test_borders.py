@@ -232,7 +232,7 @@ def test_a_start_that_does_not_fit_is_named(small):
         ((0, 0), "weights.pt", r"^start does not fit conv3x3-conv3x3: "),
         ((0, 0), {**start, "9.bias": None}, r"^start does not fit conv3x3-conv3x3: "),
         ((0, 9), start, r"^path \(0, 9\) has 9 at position 1"),
-        ("00", start, r"^path '00' must have 2 indices"),
+        ("00", start, r"^architecture '00' is not in space mil4; expected one of"),
     ]:
         with pytest.raises(ValueError, match=message) as caught:
             scratch_trainer(small, path, *arguments, start=wrong)
