@@ -119,7 +119,10 @@ def converted(
     for name, layer in model.named_modules():  # each once, under its first name
         for number, rule in enumerate(rules if name else ()):
             if rule.selects(name, layer):
-                found = rule.candidates(Match(layer, lambda name=name: another(name), given))
+                try:
+                    found = rule.candidates(Match(layer, lambda name=name: another(name), given))
+                except ValueError as error:
+                    raise ValueError(f"{name!r} cannot become a choice: {error}") from error
                 if found is not None:
                     taken[layer] = name, rule, found
                     used.add(number)

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from mnas.space.hidden import CONVOLUTIONS, hidden, narrow
 from mnas.space.skeleton import is_hooked
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Match(NamedTuple):
@@ -102,6 +101,39 @@ def _repeats(times: tuple[int, ...], match: Match) -> dict[str, nn.Module]:
         module = nn.Sequential(*blocks) if max(times) > 1 else match.layer
         made[f"x{count}"] = module if count else nn.Identity()
         made[f"x{count}"].training = match.layer.training
+    return made
+
+
+def widths(select: str | type[nn.Module], shares: Iterable[float]) -> Rule:
+    """Blocks with their hidden widths as given, and at shares of them, below 1: the first channels
+    of the same weights (nested). A width is hidden if torch.fx can follow it from a linear layer or
+    convolution, over BatchNorm, activations and depthwise convolutions, to layers of the same kind
+    in the block alone (`mnas/space/hidden.py`). All hidden widths of a block change together.
+    Candidates are called w64, w32, ... after the first of them."""
+    given = shares
+    shares = tuple(shares) if isinstance(shares, Iterable) else ()
+    if not shares or not all(type(s) is float and 0 < s < 1 for s in shares):
+        raise ValueError(f"shares={given!r}; expected numbers between 0 and 1, as (0.5, 0.75)")
+    takes = "blocks with two or more linear layers or convolutions"
+    return Rule(select, partial(_widths, shares), True, takes)
+
+
+def _widths(shares: tuple[float, ...], match: Match) -> dict[str, nn.Module] | None:
+    found = hidden(match.layer)
+    if not found:
+        return None
+    makers = [match.layer.get_submodule(width.maker) for width in found]
+    full = [len(maker.weight) for maker in makers]
+    made = {f"w{full[0]}": match.layer}
+    for share in shares:
+        channels = [max(1, round(share * width)) for width in full]
+        name = f"w{channels[0]}"
+        if name in made:
+            raise ValueError(
+                f"a share of {share} of {full[0]} channels is {channels[0]}, which is there "
+                "already; give shares that differ by a channel at least"
+            )
+        made[name] = narrow(match.another(), list(zip(found, channels, strict=True)))
     return made
 
 

@@ -1,4 +1,4 @@
-"""Regret of a search against published accuracies."""
+"""Regret of search on nb_macro, against loops over the published rows."""
 
 import numpy as np
 import pytest
