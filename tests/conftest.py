@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,6 +25,20 @@ sys.path.insert(0, str(ROOT))  # for benchmarks, which is not installed
 @pytest.fixture(scope="session")
 def mnist():
     return data.load("mnist")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, for what people look at in one."""
+    api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip(f"no browser is installed; expected one of {', '.join(names)}")
+    with api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield running
+        running.close()
 
 
 @pytest.fixture

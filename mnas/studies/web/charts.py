@@ -240,19 +240,19 @@ def dots(rows: Rows, order: list[str], series: Sequence[str], about: str, x: str
     base = _rounded(rows)
     y, colour = _line("name", order), _colour("series", series, 1)
     beside = alt.YOffset(field="series", type="nominal", sort=list(series))
+    line = {"y": y, "yOffset": beside, "color": colour}
     place = _x("value", x, axis=alt.Axis(tickCount=6))
     tooltip = _tooltip("name", "series", "value=.2f", "low=.2f=from", "high=.2f=to", "note")
-    with_ends = _rounded([row for row in rows if row["low"] is not None])
+    known = [row for row in rows if row["low"] is not None]
+    ends = _rounded(known).mark_rule(strokeWidth=2, opacity=0.6)
     zero = _rounded([{"value": 0.0}]).mark_rule(style="reference").encode(x=place)
     shape = alt.Shape(field="series", type="nominal", scale=alt.Scale(domain=list(series)))
     return chart(
         [
             zero,
-            with_ends.mark_rule(strokeWidth=2, opacity=0.6).encode(
-                x=_x("low", x), x2="high:Q", y=y, yOffset=beside, color=colour
-            ),
+            *([ends.encode(x=_x("low", x), x2="high:Q", **line)] if known else []),
             base.mark_point(filled=True, size=80, opacity=1).encode(
-                x=place, y=y, yOffset=beside, color=colour, shape=shape, tooltip=tooltip
+                x=place, shape=shape, tooltip=tooltip, **line
             ),
         ],
         max(BAR, 16 * len(series) + 8) * len(order) + 70,

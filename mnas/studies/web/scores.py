@@ -15,6 +15,7 @@ from mnas.studies.baselines import depth
 from mnas.studies.web import charts
 from mnas.studies.web.parts import Chart, Page, Section, Table, name, number
 
+NO_LOSS = 1e6  # nats: above are those that were not finite, which no axis can show
 HALVES = ("choosing", "reporting", "both")
 
 
@@ -37,7 +38,7 @@ def page(path: Path) -> Page:
     space = spaces.get(settings["space"])
     paths = [space.parse(row["arch"]) for row in rows]
     loss = -table.averaged(compared.of_paths(table, rows, paths)["loss"])
-    shown = [i for i in _judged(len(loss), half) if not np.isnan(loss[i])]
+    shown = [i for i in _judged(len(loss), half) if loss[i] < NO_LOSS]  # and is a number
     distinct, depths = table.distinct, depth(table.distinct)
     points = [
         {

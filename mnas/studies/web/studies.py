@@ -12,7 +12,7 @@ from mnas.studies import messages, statistics
 from mnas.studies.pages import shown
 from mnas.studies.results import KINDS, Study, Summary, estimator, summary
 from mnas.studies.web import charts
-from mnas.studies.web.parts import Chart, Page, Section, Table, name, number
+from mnas.studies.web.parts import Cell, Chart, Page, Section, Table, name, number
 
 
 def of_study(study: Study) -> Page:
@@ -228,13 +228,13 @@ def overview(studies: list[Study], out: Path) -> Page:
     for study, numbers in zip(studies, found, strict=True):
         own = study.path / "report.html"
         link = Path(os.path.relpath(own, out.parent)).as_posix() if own.exists() else ""
+        seeds = numbers["supernet_seeds"] + numbers["scratch_seeds"]
         ceiling = numbers["ceiling_ci"] or (None, None)
         body.append(
             [
                 name(study.name, link),
                 number(numbers["networks"], ".0f"),
-                number(numbers["supernet_seeds"], ".0f"),
-                number(numbers["scratch_seeds"], ".0f"),
+                Cell(f"{numbers['supernet_seeds']} + {numbers['scratch_seeds']}", str(seeds)),
                 number(numbers["inherited_mean"], ".2f"),
                 number(numbers["scratch_mean"], ".2f"),
                 number(numbers["tau_mean"], ".2f", *numbers["tau_ci"]),
@@ -244,7 +244,7 @@ def overview(studies: list[Study], out: Path) -> Page:
             ]
         )
         rows += _taus(study, numbers)
-    heads = ["study", "networks", "supernets", "runs from scratch", "inherited, %"]
+    heads = ["study", "networks", "seeds", "inherited, %"]
     heads += ["from scratch, %", "tau", "tau of one run", "regret, points", "of a random pick"]
     names = [study.name for study in studies]
     less = sum(
@@ -264,19 +264,25 @@ def overview(studies: list[Study], out: Path) -> Page:
             Section(
                 "Ranking",
                 title,
-                ["Intervals are 95 % over seeds. Counting parameters costs no training."],
+                [
+                    "Seeds: supernets, and runs from scratch of each network. Intervals are 95 % "
+                    "over seeds. Counting parameters costs no training."
+                ],
                 Table("Studies; a click on a heading sorts", heads, body),
                 [Chart(charts.dots(rows, names, SERIES, about, "Kendall's tau"))],
             ),
-            *(
-                Section(
-                    study.title,
-                    f"{study.title}: {messages.scatter(study)}",
-                    [],
-                    None,
-                    [Chart(charts.scatter(_of_networks(study)))],
-                )
-                for study in studies
+            Section(
+                "Accuracy",
+                "Where sharing shifts accuracy: inherited against from scratch",
+                ["On the dashed line both are equal."],
+                None,
+                [
+                    Chart(
+                        charts.scatter(_of_networks(study)),
+                        f"{study.title}: {messages.scatter(study)}",
+                    )
+                    for study in studies
+                ],
             ),
         ],
         ["Made from the rows of the studies by mnas report --out."],
