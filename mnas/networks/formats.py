@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +41,10 @@ def _safetensors(network: nn.Module, folder: Path, _: Tensor, about: About) -> N
     from safetensors.torch import save
 
     _write_model(folder, source(network, *about, verified=True, safetensors=True))
-    (folder / "weights.safetensors").write_bytes(save(network.state_dict()))
+    # A layer that is there twice is written twice; the format refuses tensors that share memory.
+    separate = partial(torch.clone, memory_format=torch.contiguous_format)
+    state = {name: separate(tensor) for name, tensor in network.state_dict().items()}
+    (folder / "weights.safetensors").write_bytes(save(state))
 
 
 def _write_model(folder: Path, text: str) -> None:

@@ -62,6 +62,16 @@ def test_each_format_computes_the_same_in_a_fresh_process(name, network, tmp_pat
     assert torch.equal(found.argmax(1), expected.argmax(1))
 
 
+@pytest.mark.parametrize("name", ["source", "safetensors"])
+def test_a_layer_may_be_there_twice_and_lie_in_memory_in_any_way(name, tmp_path):
+    layer = torch.nn.Conv2d(3, 3, 3, padding=1).to(memory_format=torch.channels_last)
+    net = torch.nn.Sequential(layer, torch.nn.ReLU(), layer, torch.nn.Flatten()).eval()
+    images = torch.randn(3, 3, 8, 8)
+    written(name, net, tmp_path / "net", images)
+    found = run_fresh(name, tmp_path / "net", images)
+    torch.testing.assert_close(found, net(images), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["torch-export", "onnx"])
 def test_models_that_are_no_sequence_leave_as_graphs(name, tmp_path):
     model = torchvision.models.resnet18(num_classes=10).eval()
