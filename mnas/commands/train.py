@@ -275,7 +275,7 @@ def _train(
     runs = directories.runs(directory, config, space)
     every, log = options.checkpoint_every, options.log
     outcomes = sweep.train(runs, options.jobs, options.data_root, every, group, log)
-    sweep.check(runs, outcomes, resume_command(directory.path, config))
+    sweep.check(runs, outcomes, resume_command(directory.path, config, options.data_root))
     if config.get("arch") == "all":
         directories.join(directory, config, runs, outcomes)
 

@@ -93,7 +93,8 @@ def train(
     with user_input(FolderError), locked(directory, run.config, data):
         state = directory.load()
         processes.of_first(_Job(run.config, data_root, checkpoint_every, data.found, state))
-        _train(run, directory, data, report, checkpoint_every, processes, state, log)
+        how = resume_command(run.path, run.config, data_root)
+        _train(run, directory, data, report, checkpoint_every, processes, state, how, log)
 
 
 @contextlib.contextmanager
@@ -164,6 +165,7 @@ def _train(
     checkpoint_every: int,
     processes: Processes,
     state: dict[str, Any] | None,
+    how: str,
     log: str | None,
 ) -> None:
     from mnas.training.loop import Loop
@@ -183,7 +185,6 @@ def _train(
             state = {"trainer": trainer.state_dict(), "weights": weights}
             directory.save(state, trainer.rows, time.monotonic() - begun)
 
-    how = resume_command(run.path, run.config)
     with contextlib.ExitStack() as stack:
         for written in scalars:
             written.begin(trainer.step, lambda: time.monotonic() - begun)

@@ -199,7 +199,11 @@ def grouped(space: SearchSpace, config: dict[str, Any]) -> SearchSpace:
     return space.restricted(values) if values else space
 
 
-def resume_command(directory: Path, config: dict[str, Any]) -> str:
+def resume_command(directory: Path, config: dict[str, Any], data_root: Path) -> str:
     """What to add to the command to continue a run of these settings, as a shell takes it."""
-    own = f" --space {shlex.quote(config['space'])}" if config.get("space_sha256") else ""
-    return f"--resume --out {shlex.quote(str(directory))}{own}"
+    said = f"--resume --out {shlex.quote(str(directory))}"
+    if config.get("space_sha256"):
+        said += f" --space {shlex.quote(config['space'])}"
+    if config["dataset"] != "mnist" and data_root != Path("data"):
+        said += f" --data-root {shlex.quote(str(data_root))}"
+    return said

@@ -125,9 +125,8 @@ def attempt(
     except Failure as failure:
         return failure
     except LostError as error:
-        return Failure(
-            f"{error}; continue with {resume_command(run.path, run.config)} under torchrun"
-        )
+        how = resume_command(run.path, run.config, data_root)
+        return Failure(f"{error}; continue with {how} under torchrun")
     except Exception as error:  # no memory left, or a mistake of ours: the other runs go on
         traceback.print_exc()
         return Failure(f"{type(error).__name__}: {error}")

@@ -1,10 +1,16 @@
 """Images other than those that a run was trained with: no command reads a number off them."""
 
+import re
+import shlex
+import signal
+
 import numpy as np
 import pytest
 from PIL import Image
 from test_own_space import QUICK, refused
 from test_own_space import command as command
+
+from mnas.training.trainer import Trainer
 
 SPACE = """
 from torch import nn
@@ -75,3 +81,19 @@ def test_runs_of_other_images_are_none_of_a_study(made, command, tmp_path):
     assert "was begun with other data than folder has now" in error
     assert "choose another directory: --runs" in error
     assert before == {file: file.read_bytes() for file in (tmp_path / "results").glob("*.jsonl")}
+
+
+def test_what_a_stopped_run_says_continues_it(made, command, tmp_path, monkeypatch):
+    space, *_ = made
+    monkeypatch.chdir(tmp_path)
+    arguments = ("--dataset", "folder", "--data-root", "own", *QUICK, *space, "--out", "run")
+    advance = Trainer.advance
+    monkeypatch.setattr(
+        Trainer, "advance", lambda self: (advance(self), signal.raise_signal(signal.SIGINT))[0]
+    )
+    status, _, error = command("train", *arguments)
+    monkeypatch.setattr(Trainer, "advance", advance)
+    assert status == 130, error
+    how = re.search(r"continue with (--resume .*)", error)[1]
+    assert how.endswith("--data-root own")
+    assert command("train", *shlex.split(how))[0] == 0
