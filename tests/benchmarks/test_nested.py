@@ -1,5 +1,5 @@
-"""benchmarks/nested.py: a ring drifts where kernels are slices of one parameter, and stays in
-mnas; the centre trains alike in both; the page says what the rows say."""
+"""benchmarks/nested.py and peers.py: a ring drifts where kernels are slices of one parameter, and
+stays in mnas; the centre trains alike in both; the page says what the rows say."""
 
 import re
 
@@ -35,3 +35,15 @@ def test_the_page_says_what_the_rows_say():
     for name in nested.OPTIMIZERS:
         peer, own = (row for row in MEASURED if row["optimizer"] == name)
         assert (peer["centre_rms"], peer["loss"]) == (own["centre_rms"], own["loss"])
+
+
+def test_the_page_says_what_was_measured_of_other_kits():
+    from benchmarks import peers
+
+    measured = rows(ROOT / "results" / "freezing" / "peers.jsonl")
+    page = (ROOT / "docs" / "freezing.md").read_text()
+    (text,) = re.findall(r"<!-- peers -->\n(.*?)\n<!-- end of peers -->", page, flags=re.DOTALL)
+    assert text == peers.table(measured)
+    assert all((row["unused_max"] == 0) == ("mnas" in row["layer"]) for row in measured)
+    again = [peers.measure(peers.own, name) for name in peers.OPTIMIZERS]
+    assert [row["unused_max"] for row in again] == [0, 0]

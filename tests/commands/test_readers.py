@@ -72,12 +72,20 @@ def test_thousands_of_networks_as_measured():
 
 
 def test_the_table_of_drift_is_that_of_the_rows():
-    hook = rows(ROOT / "results" / "freezing" / "drift.jsonl")
-    ring = rows(ROOT / "results" / "freezing" / "nested.jsonl")
-    for name, title in (("SGD", "SGD, momentum 0.9"), ("Adam", "Adam"), ("AdamW", "AdamW")):
-        (a,) = [
-            r for r in hook if (r["optimizer"], r["steps_before"], r["by"]) == (name, 10, "hook")
-        ]
-        (b,) = [r for r in ring if (r["optimizer"], r["by"]) == (name, "slice")]
-        cells = (a["frozen_rms"] / a["trained_rms"], b["ring_rms"] / b["centre_rms"])
-        assert f"| {title} | {100 * cells[0]:.0f} % | {100 * cells[1]:.0f} % | 0 |" in README
+    freezing = ROOT / "results" / "freezing"
+    hook = {
+        row["optimizer"]: row["frozen_rms"] / row["trained_rms"]
+        for row in rows(freezing / "drift.jsonl")
+        if (row["steps_before"], row["by"]) == (10, "hook")
+    }
+    shares = {"half of all entries": hook}
+    for row in rows(freezing / "peers.jsonl"):
+        kit = row["layer"].split(":")[0].split(" ")[0]
+        shares.setdefault(kit, {})[row["optimizer"]] = row["unused_rms"] / row["used_rms"]
+    assert shares.pop("mnas") == {"SGD": 0, "AdamW": 0}
+    assert len(shares) == 4
+    for name, share in shares.items():
+        cells = f"| {100 * share['SGD']:.0f} % | {100 * share['AdamW']:.0f} % |"
+        for page in (README, (ROOT / "README.ru.md").read_text()):
+            assert cells in page, name
+        assert any(line.startswith(f"| {name}") and cells in line for line in README.splitlines())
