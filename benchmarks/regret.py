@@ -171,9 +171,7 @@ def losses(table: Table, folder: Path) -> Values:
     settings = strict_json.parse((folder / "settings.json").read_bytes(), dict, folder)
     rows, space = Scores(folder, settings).rows, mnas.spaces.get(table.name)
     if len(rows) != len(table.distinct):
-        raise SystemExit(
-            f"{len(rows)} of {len(table.distinct)} scored; go on with score"
-        )
+        raise SystemExit(f"{len(rows)} of {len(table.distinct)} scored; go on with score")
     found = np.empty(len(rows))
     for row in rows:
         found[table.network[table.rows[space.parse(row["arch"])]]] = row["val_loss"]

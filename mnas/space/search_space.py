@@ -203,11 +203,11 @@ class SearchSpace:
                     f"{', '.join(names)}"
                 )
         found = []
-        for decision, indices in zip(self.decisions, self.indices, strict=True):
-            index = indices[0]
+        for decision, left in zip(self.decisions, self.indices, strict=True):
+            index = left[0]
             if decision.name in given:
                 index = decision.index(given[decision.name])
-                if index not in indices:
+                if index not in left:
                     left_out = f"{decision.name}={decision.labels[index]}"
                     raise ValueError(f"{left_out} is not in space {self.title}")
             found.append(index)
