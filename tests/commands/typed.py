@@ -4,8 +4,13 @@ from typing import Any, assert_type
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader, TensorDataset
 
 import mnas
+from mnas.training.data import Split
+from mnas.training.loop import Callback, Loop
+from mnas.training.trainer import Recipe, Trainer, supernet_trainer
 
 
 def model() -> nn.Module:
@@ -49,6 +54,28 @@ assert_type(net.forward_paths(x, [best, (0, 1)]), list[Tensor])
 assert_type(space.values(best), dict[str, Any])
 assert_type([space.format(p) for p in space.paths()], list[str])
 assert_type(mnas.spaces.mil4(), mnas.SearchSpace)
+
+
+class Clip(Callback):
+    def before_step(self, trainer: Trainer) -> None:
+        nn.utils.clip_grad_norm_(trainer.module.parameters(), 1.0)
+
+
+def adamw(module: nn.Module) -> torch.optim.Optimizer:
+    return mnas.MaskedOptimizer(torch.optim.AdamW, module, lr=1e-3)
+
+
+loop = Loop(
+    optimizer=adamw,
+    schedule=CosineAnnealingLR,
+    loss=nn.CrossEntropyLoss(label_smoothing=0.1),
+    callbacks=[Clip()],
+)
+images = DataLoader(TensorDataset(x, y), batch_size=2)
+trainer = supernet_trainer(space, images, Split(x, y), Recipe(1), 0, loop=loop)
+assert_type(trainer.advance(), float)
+assert_type(trainer.state_dict(), dict[str, Any])
+
 mask = mnas.GradientMask(plain, {"*": False, "4.*": True})
 with mask:
     plain(x)
