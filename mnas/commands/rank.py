@@ -112,6 +112,7 @@ def main(options: Options) -> None:
         total = len(paths) * len(split)
         with (
             writing(out),
+            user_input(),
             contextlib.closing(tqdm(total=total, unit="img", unit_scale=True, disable=None)) as bar,
         ):
             scores.score(run.supernet(), paths, split, bn_images, bar.update)

@@ -89,6 +89,11 @@ class _Sums:
 
 def _add(sums: dict[nn.Module, _Sums], layer: nn.Module, inputs: tuple[Any, ...]) -> None:
     x = inputs[0].transpose(0, 1).flatten(1).double()
+    if x.shape[1] < 2:  # torch's own refusal names neither
+        raise ValueError(
+            "recalibration on one image of one pixel at a BatchNorm has no variance; expected two "
+            "values a channel: give it more images"
+        )
     sums[layer].count += x.shape[1]
     sums[layer].total += x.sum(1)
     sums[layer].squares += x.square().sum(1)

@@ -214,6 +214,14 @@ def _to_the_end(
             loss = trainer.advance()
         except DivergedError as error:
             raise Failure(str(error)) from error
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):  # torch's, of BatchNorm
+                raise
+            raise Failure(
+                "a BatchNorm gets one value a channel, which has no variance; raise --batch-size, "
+                "or --ghost of path_dropout",
+                2,
+            ) from error
         due = trainer.due
         line = _epoch_line(trainer) if due else None
         number = report(step=trainer.step, total=trainer.total_steps, loss=loss)

@@ -97,3 +97,16 @@ def test_what_a_stopped_run_says_continues_it(made, command, tmp_path, monkeypat
     how = re.search(r"continue with (--resume .*)", error)[1]
     assert how.endswith("--data-root own")
     assert command("train", *shlex.split(how))[0] == 0
+
+
+def test_one_value_has_no_variance(made, command, tmp_path):
+    space, own, _ = made
+    run, images = tmp_path / "run", ("--data-root", own)
+    train = ("train", "--mode", "supernet", *space, "--dataset", "folder", *images, "--threads", 1)
+    train += ("--resolution", 1, "--limit-train", 20, "--epochs", 1, "--batch-size")
+    error = refused(command(*train, 1, "--out", tmp_path / "one"))
+    assert "a BatchNorm gets one value a channel, which has no variance; raise --batch" in error
+    assert command(*train, 10, "--out", run)[0] == 0
+    rank = ("rank", "--checkpoint", run, *space, *images, "--threads", 1, "--bn-images", 1)
+    error = refused(command(*rank, "--out", tmp_path / "ranked"))
+    assert "expected two values a channel: give it more images" in error
