@@ -83,6 +83,12 @@ def main(options: Options) -> None:
         for file in (options.out, picture):
             if file.exists():
                 raise Failure(f"{file} exists; give --out a new file", status=2)
+            if file == options.storage:
+                raise Failure(
+                    f"--out and --storage are both {file}, and the front would be written over the "
+                    "search; give them two files",
+                    status=2,
+                )
         if options.out == picture:
             raise Failure(f"--out {picture} is the picture; give rows another ending", status=2)
 

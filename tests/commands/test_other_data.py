@@ -68,6 +68,9 @@ def test_no_command_scores_a_run_on_other_images(made, command, tmp_path):
         status, _, error = command(*wanted, own)
         assert status == 0, error
         assert out.exists()
+    search = ("search", "--checkpoint", run, *space, "--data-root", own, "--trials", 2)
+    error = refused(command(*search, "--storage", tmp_path / "log", "--out", tmp_path / "log"))
+    assert "the front would be written over the search; give them two files" in error
 
 
 def test_runs_of_other_images_are_none_of_a_study(made, command, tmp_path):
