@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+STEP = timedelta(minutes=5)
+"""To wait for another process in a step, which may write a checkpoint to a slow disk. One that has
+died is noticed at once."""
 WAIT = timedelta(minutes=30)
-"""For another process: the first one validates alone. One that has died is noticed at once."""
+"""To wait for what another one does alone: the first validates, all read their data."""
 
 
 class LostError(RuntimeError):
@@ -29,11 +32,13 @@ class LostError(RuntimeError):
 @dataclass(frozen=True)
 class Processes:
     """rank: the number of this process, of `world`. own_paths: whether each draws paths of its own;
-    else all draw the same."""
+    else all draw the same. patient: the group of torch to wait in for what one process does alone;
+    None for its default one."""
 
     rank: int = 0
     world: int = 1
     own_paths: bool = False
+    patient: Any = None
 
     @property
     def first(self) -> bool:
@@ -75,8 +80,8 @@ class Processes:
                 distributed.all_reduce(flat)
             _fill(grads, flat / self.world)
 
-    def equal(self, tensors: Iterable[Tensor]) -> None:
-        """All tensors become those of the first process."""
+    def equal(self, tensors: Iterable[Tensor], patient: bool = False) -> None:
+        """All tensors become those of the first process. patient: each has done much alone."""
         if self.world == 1:
             return
         import torch
@@ -85,7 +90,7 @@ class Processes:
         for alike in _alike([tensor.detach() for tensor in tensors]):
             flat = torch.cat([tensor.flatten() for tensor in alike])
             with _answering():
-                distributed.broadcast(flat, 0)
+                distributed.broadcast(flat, 0, group=self.patient if patient else None)
             _fill(alike, flat)
 
     def gathered(self, value: Any) -> list[Any]:
@@ -107,7 +112,7 @@ class Processes:
 
         box = [value]
         with _answering():
-            distributed.broadcast_object_list(box, 0)
+            distributed.broadcast_object_list(box, 0, group=self.patient)
         return box[0]
 
 
@@ -150,10 +155,11 @@ def joined() -> Iterator[Processes]:
         store, rank, world = next(distributed.rendezvous("env://", timeout=WAIT))
         store = distributed.PrefixStore(f"restart_{restarts('RESTART_COUNT')}", store)
         distributed.init_process_group(
-            backend, store=store, rank=rank, world_size=world, timeout=WAIT
+            backend, store=store, rank=rank, world_size=world, timeout=STEP
         )
+        patient = distributed.new_group(timeout=WAIT)
     try:
-        yield Processes(distributed.get_rank(), world)
+        yield Processes(distributed.get_rank(), world, patient=patient)
     finally:
         distributed.destroy_process_group()
 

@@ -68,7 +68,7 @@ class Trainer:
         self.batches = batches_of(train, recipe, shuffle_seed, validation.images.device)
         if isinstance(self.batches, InMemory):
             processes.check_share(self.batches.batch_size)
-        processes.equal(state_of(module))
+        processes.equal(state_of(module), patient=True)
         self.steps_per_epoch = self.batches.number
         self.total_steps = max(1, round(recipe.epochs * self.steps_per_epoch))
         self.scheduler = loop.schedule_of(optimizer, self.total_steps)

@@ -147,6 +147,40 @@ def test_restarted_processes_wait_for_the_one_that_is_slow(tmp_path):
     assert said.splitlines() == ["joined 0 [0, 1, 2]", "joined 1 [0, 1, 2]"]
 
 
+STANDING_STILL = """
+import sys, time
+from datetime import timedelta
+from mnas.training import processes
+
+processes.STEP = timedelta(seconds=4)
+with processes.joined() as group:
+    if group.first:
+        time.sleep(8)  # alone, longer than a step may take
+    assert group.of_first(group.rank) == 0
+    assert group.gathered(group.rank) == [0, 1]
+    if not group.first:
+        time.sleep(600)
+    began = time.monotonic()
+    try:
+        group.gathered(group.rank)
+    except processes.LostError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        print("waited", round(time.monotonic() - began), flush=True)
+        raise SystemExit(1)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_stands_still_is_noticed_and_one_that_works_alone_is_waited_for(tmp_path):
+    script = tmp_path / "still.py"
+    script.write_text(STANDING_STILL)
+    status, said, error = train(script=script)
+    assert status == 1
+    assert said in ("waited 4\n", "waited 5\n", "waited 6\n"), error
+    (line,) = errors(error)
+    assert "another process of this training was killed, has failed or does not answer" in line
+
+
 @pytest.mark.slow
 def test_a_signal_to_torchrun_stops_all_after_the_same_step(tmp_path):
     out = tmp_path / "run"
