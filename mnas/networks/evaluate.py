@@ -211,16 +211,40 @@ def agreement(
     if not isinstance(net, Supernet):
         raise ValueError(f"agreement got a {type(net).__name__}; expected a mnas.Supernet")
     parts = batches(images, batch_size)
+    twin = _in_batches(net)
+    sums = [0.0] * len(paths)
+    for x in parts:
+        whole = _all_on(twin, x)
+        for number, logits in enumerate(twin.forward_paths(x, paths)):
+            sums[number] += float(divergence(logits, whole).sum())
+    return [total / len(images) for total in sums]
+
+
+def _in_batches(net: Supernet) -> Supernet:
+    """A copy whose BatchNorm has the statistics of each batch; evaluation mode else."""
     twin = copy.deepcopy(net).eval()
     for layer in twin.modules():
         if isinstance(layer, _BatchNorm):
             layer.train()
-    everything = net.space.everything()
-    sums = [0.0] * len(paths)
-    for x in parts:
-        whole = F.log_softmax(twin(x, everything), 1)
-        for number, logits in enumerate(twin.forward_paths(x, paths)):
-            own = F.log_softmax(logits, 1)
-            both = (own.exp() - whole.exp()) * (own - whole)
-            sums[number] += float(both.sum())
-    return [total / len(images) for total in sums]
+    return twin
+
+
+def _all_on(twin: Supernet, x: Tensor) -> Tensor:
+    return twin(x, twin.space.everything())
+
+
+@torch.no_grad()
+def everything(net: Supernet, images: Tensor) -> Tensor:
+    """Logits (N, classes) of the network with all candidates on, their outputs summed, for images
+    (N, C, H, W); BatchNorm has the statistics of batches of 500. The supernet is not changed.
+
+    Raises ValueError or RuntimeError where outputs of candidates have no sum."""
+    twin = _in_batches(net)
+    return torch.cat([_all_on(twin, x) for x in images.split(BATCH)])
+
+
+def divergence(logits: Tensor, others: Tensor) -> Tensor:
+    """The symmetric Kullback-Leibler divergence of the softmax of logits (B, classes) and of those
+    of others, in nats (B,)."""
+    own, whole = F.log_softmax(logits, 1), F.log_softmax(others, 1)
+    return ((own.exp() - whole.exp()) * (own - whole)).sum(1)

@@ -29,8 +29,9 @@ HEADERS = (
 def of_paths(table: Table, rows: list[dict[str, Any]], paths: list[tuple[int, ...]]) -> Scores:
     """Scores of all rows of a table by name (n,), NaN where there is none: the loss, negative;
     top-1; the loss smoothed: a linear model of its logarithm, fitted to the supernet's own; that
-    and a part of what is not linear in it; and the loss of one path of each network, drawn from
-    those that have one."""
+    and a part of what is not linear in it; the loss of one path of each network, drawn from those
+    that have one; and, where rows have it, the divergence from the network with all candidates on,
+    negative."""
     where = [table.rows[path] for path in paths]
     names = ("loss", "top-1", "smoothed loss", "partly smoothed loss", "loss, one path")
     found = {name: np.full(len(table), np.nan) for name in names}
@@ -39,6 +40,9 @@ def of_paths(table: Table, rows: list[dict[str, Any]], paths: list[tuple[int, ..
     smooth = smoothed(table, rows, paths)[where]
     found["smoothed loss"][where] = -smooth
     found["partly smoothed loss"][where] = -(smooth + REST * (_logarithms(rows) - smooth))
+    if all(row.get("val_kl") is not None for row in rows):
+        found["KL to all candidates"] = np.full(len(table), np.nan)
+        found["KL to all candidates"][where] = [-row["val_kl"] for row in rows]
     drawn = np.random.default_rng(ranking.HALVES_SEED).permutation(where)
     _, first = np.unique(table.network[drawn], return_index=True)
     found["loss, one path"][drawn[first]] = found["loss"][drawn[first]]

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import torch
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from mnas.networks.cost import cost, shared_macs
-from mnas.networks.evaluate import evaluate_paths
+from mnas.networks.evaluate import divergence, evaluate_paths, everything
 from mnas.storage import strict_json
 from mnas.storage.files import Folder
 from mnas.storage.strict_json import FolderError
@@ -33,13 +34,16 @@ NotNegative = Annotated[float, Meta(ge=0)]
 
 
 class Row(Struct, forbid_unknown_fields=True):
-    """A path. val_loss in nats; val_top1 a share, 0 to 1."""
+    """A path. val_loss in nats; val_top1 a share, 0 to 1. val_kl: the symmetric divergence from the
+    network with all candidates on, in nats; None where their outputs have no sum, and not there in
+    rows from before it was kept."""
 
     arch: str
     val_loss: float | None
     val_top1: Annotated[float, Meta(ge=0, le=1)]
     params: int
     macs: int
+    val_kl: float | None = None
 
 
 class Chunk(Struct, forbid_unknown_fields=True):
@@ -117,6 +121,8 @@ class Scores:
         names = [space.format(path) for path in paths]
         if [row["arch"] for row in self.rows] != names[: len(self.rows)]:
             raise FolderError(f"{self.path / 'rows.jsonl'} is of other networks; restore it")
+        keeps_kl = not self.rows or "val_kl" in self.rows[0]
+        whole = _everything(net, split.images) if keeps_kl and len(self.rows) < len(paths) else None
         images = len(split) + (0 if bn_images is None else len(bn_images))
         progress(len(self.rows) * len(split))
         for some in _chunks(paths, len(self.rows)):
@@ -135,9 +141,10 @@ class Scores:
             if self.correct is not None:
                 self.correct += list(seen.predicted() == split.labels.cpu().numpy())
             costs = [cost(space, path) for path in some]
-            for path, score, of_path in zip(some, scores, costs, strict=True):
+            for number, (path, score) in enumerate(zip(some, scores, strict=True)):
                 row = {"arch": space.format(path), "val_loss": score.loss, "val_top1": score.top1}
-                self.rows.append({**row, **of_path._asdict()})
+                kl = {"val_kl": seen.divergence(number, whole)} if keeps_kl else {}
+                self.rows.append({**row, **costs[number]._asdict(), **kl})
             macs = shared_macs(space, some) * images
             alone = sum(of_path.macs for of_path in costs) * images
             self.chunks.append(
@@ -154,6 +161,13 @@ class Scores:
         return summed(self.chunks)
 
 
+def _everything(net: Supernet, images: Tensor) -> Tensor | None:
+    try:
+        return everything(net, images).float().cpu()
+    except (RuntimeError, ValueError):
+        return None
+
+
 class _Seen:
     """What a number of paths put out, image after image."""
 
@@ -162,6 +176,12 @@ class _Seen:
 
     def add(self, path: int, logits: Tensor) -> None:
         self.logits[path].append(logits.float().cpu())
+
+    def divergence(self, path: int, whole: Tensor | None) -> float | None:
+        """Of a path from other logits (images, classes), mean over images."""
+        if whole is None:
+            return None
+        return float(divergence(torch.cat(self.logits[path]), whole).double().mean())
 
     def predicted(self) -> NDArray[np.int64]:
         """Classes (paths, images)."""
