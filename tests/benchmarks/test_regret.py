@@ -70,3 +70,10 @@ def test_without_a_search_the_best_of_all_scores_and_the_largest_network_are_tak
     assert [row["regret"] for row in rows if row["sampler"] == "all"] == [0, 0, 0, 0]
     of_largest = TRUTH[TABLE.network[TABLE.rows[(2,) * 8]]]  # mb6_k5 everywhere
     assert rows[-1]["regret"] == pytest.approx(TRUTH.max() - of_largest)
+
+
+def test_random_paths_that_were_ranked_are_drawn_without_replacement():
+    rows = [row for some in regret.of_ranked(TABLE, regret.RANKING) for row in some]
+    assert {row["seed"] for row in rows} == set(range(regret.SEEDS))
+    assert all(400 < row["scored"] <= 500 for row in rows)
+    assert all(0 <= row["regret"] < 20 for row in rows)
