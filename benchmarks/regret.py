@@ -223,7 +223,7 @@ def draw(out: Path) -> None:
         f"{TRIALS} draws each. Made by `python -m benchmarks.regret search`.\n\n{text}\n"
     )
     of_all = groups([row for row in rows if row["share"] == 1.0], "source", "sampler", "pick")
-    with figure(out / "regret.png", width=6.5, height=3.6) as (ax,):
+    with figure(out / "regret.png", width=7.5, height=4.2) as (ax,):
         for line, ((source, sampler, pick), some) in enumerate(of_all.items()):
             values = [row["regret"] for row in some]
             color = {"published": "C1", "none": "C2"}.get(source, "C0")
@@ -238,12 +238,13 @@ def draw(out: Path) -> None:
         means = {key: np.mean([row["regret"] for row in some]) for key, some in of_all.items()}
         ours = min((key for key in means if key[0].startswith("supernet")), key=means.__getitem__)
         ax.set_title(
-            f"nb_macro, {TRIALS} draws: on scores of a supernet\n{ours[1]}, {ours[2]} loses least, "
+            f"nb_macro, {TRIALS} scores of a supernet:\n{ours[1]} drawing, {ours[2]}, loses least, "
             f"{means[ours]:.2f} points",
             loc="left",
+            fontsize="medium",
         )
         ax.set(yticks=[], ylim=(len(of_all) - 0.5, -1.4))
-        ax.set_xlabel("regret, points of published accuracy (dots: seeds; bar: mean)")
+        ax.set_xlabel("regret, points of accuracy (dot: a seed; bar: mean)")
 
 
 def spread(values: list[float]) -> str:
