@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from mnas.studies import statistics
+from mnas.studies.estimators import estimator
 from mnas.studies.pages import markdown, shown
 from mnas.studies.plotting import QUIET, figure, legend, lines, strip
-from mnas.studies.results import KINDS, Study, Summary, estimator, summary
+from mnas.studies.results import KINDS, Study, Summary, summary
 
 RECIPES = {"short": "short recipe", "long": "long recipe"}
 
@@ -53,39 +54,38 @@ def overview(studies: list[Study]) -> str:
                 f"{found['supernet_seeds']} + {found['scratch_seeds']}",
                 f"{found['inherited_mean']:.2f}",
                 f"{found['scratch_mean']:.2f}",
-                shown(found["tau_mean"], *found["tau_ci"]),
-                _on_other_images(found, "supernet"),
-                _ceiling(found),
-                _on_other_images(found, "scratch"),
                 f"{found['regret_mean']:.3f}",
                 f"{found['regret_of_chance']:.3f}",
                 str(found["failed_runs"]),
             ]
         )
-    headers = [
-        "study",
-        "networks",
-        "seeds",
-        "inherited, %",
-        "from scratch, %",
-        "tau",
-        "on other images",
-        "ceiling",
-    ]
-    return markdown(
-        body, [*headers, "on other images", "regret, points", "of a random pick", "failed runs"]
-    )
+    headers = ["study", "networks", "seeds", "inherited, %", "from scratch, %"]
+    headers += ["regret, points", "of a random pick", "failed runs"]
+    return f"{_taus(studies)}\n\n{markdown(body, headers)}"
 
 
-def _on_other_images(found: Summary, name: str) -> str:
-    line = estimator(found, name)
-    return shown(line["tau_other_pictures"], *line["tau_other_pictures_ci"]) if line else "–"
-
-
-def _ceiling(found: Summary) -> str:
-    return (
-        "–" if found["ceiling_mean"] is None else shown(found["ceiling_mean"], *found["ceiling_ci"])
-    )
+def _taus(studies: list[Study]) -> str:
+    """Of every study: the supernet, what costs nothing, shorter training, and the ceiling."""
+    body = []
+    for study in studies:
+        found = summary(study)
+        shorter = [e["name"] for e in found["estimators"] if e["name"].startswith("scratch of ")]
+        for name in ("supernet", *shorter, "parameters", "scratch"):
+            if line := estimator(found, name):
+                taus = [
+                    shown(line[mean], *line[ends])
+                    for mean, ends in (
+                        ("tau_mean", "tau_ci"),
+                        ("tau_validation_to_test", "tau_validation_to_test_ci"),
+                        ("tau_other_pictures", "tau_other_pictures_ci"),
+                        ("tau_by_loss", "tau_by_loss_ci"),
+                    )
+                ]
+                costs = [f"{line['compute']:.3f}", f"{line['seconds']:.2f}"]
+                label = "scratch (ceiling)" if name == "scratch" else name
+                body.append([study.name, label, *taus, *costs])
+    headers = ["study", "estimator", "tau", "validation → test", "on other images", "by loss"]
+    return markdown(body, [*headers, "compute", "seconds"])
 
 
 def against_first(studies: list[Study]) -> str:

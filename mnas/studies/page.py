@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from mnas.studies import ablations, statistics
+from mnas.studies import ablations, decomposition, statistics
 from mnas.studies.pages import markdown, shown
 from mnas.studies.results import KINDS
 
@@ -45,6 +45,7 @@ def ranking(found: Summary, form: str = "github") -> str:
             line["name"],
             str(line["seeds"]),
             shown(line["tau_mean"], *line["tau_ci"]),
+            shown(line["tau_validation_to_test"], *line["tau_validation_to_test_ci"]),
             shown(line["tau_other_pictures"], *line["tau_other_pictures_ci"]),
             f"{line['regret_mean']:.3f}",
             f"{line['compute']:.3f}",
@@ -56,12 +57,81 @@ def ranking(found: Summary, form: str = "github") -> str:
         "estimator",
         "n",
         "tau",
+        "validation → test",
         "tau on other images",
         "regret, points",
         "compute",
         "seconds",
     ]
     return tabulate(body, headers, tablefmt=form, disable_numparse=True)
+
+
+def by_loss(found: Summary) -> str:
+    """How the same runs rank by test loss."""
+    body = [
+        [
+            line["name"],
+            shown(line["tau_mean"], *line["tau_ci"]),
+            shown(line["tau_by_loss"], *line["tau_by_loss_ci"]),
+            shown(line["tau_of_loss"], *line["tau_of_loss_ci"]),
+        ]
+        for line in found["estimators"]
+    ]
+    headers = ["estimator", "top-1, of top-1", "loss, of top-1", "loss, of loss"]
+    return markdown(body, headers)
+
+
+def _why(study: Study, found: Summary) -> list[str]:
+    """Noise, compression and bias; and the runs that would tell networks apart."""
+    if "spread" not in found:
+        return []
+    inherited, scratch = (found["spread"][name] for name in ("inherited", "scratch"))
+    body = [
+        [
+            label,
+            f"{of_kind['networks']:.3f}",
+            f"{of_kind['seeds']:.3f}",
+            f"{of_kind['reliability']:.2f}",
+        ]
+        for (_, label), of_kind in zip(KINDS, (inherited, scratch), strict=True)
+    ]
+    headers = ["weights", "SD of networks, points", "SD over seeds, points"]
+    table = markdown(body, [*headers, "reliability of one run"])
+    correlation = found["correlation_without_noise"]
+    numbers = [["tau of the mean of all supernets", f"{found['tau_of_means']:.2f}"]]
+    if correlation is not None:
+        numbers.insert(0, ["correlation without seed noise", f"{correlation:.2f}"])
+    if scratch["networks"]:
+        ratio = f"{inherited['networks'] / scratch['networks']:.2f}"
+        numbers.insert(0, ["spread inherited, relative to from scratch", ratio])
+    needed = decomposition.pairs(study.arms["scratch"].test)
+    if len(study.archs) <= 5:
+        lines = [
+            [f"{study.archs[a]} − {study.archs[b]}", f"{gap:+.3f}", f"{runs:,}" if runs else "–"]
+            for a, b, gap, runs in needed
+        ]
+        runs = markdown(lines, ["pair, from scratch", "gap, points", "runs of each network"])
+    else:
+        limits = (3, 10, 100)
+        counts = [str(sum(bool(n) and n <= limit for *_, n in needed)) for limit in limits]
+        runs = markdown(
+            [[*counts, str(len(needed))]],
+            [*(f"pairs for {limit} runs" for limit in limits), "of all"],
+        )
+    return [
+        "## Why tau is what it is",
+        "Standard deviations of networks are without seed noise (analysis of variance). Sharing "
+        "that only compresses differences, or seeds that only add noise, leave the correlation "
+        "without seed noise at 1, and averaging supernets cures them; a correlation below 1 is a "
+        "bias, which averaging does not cure. Of few networks all of this is rough, and the "
+        "correlation may exceed 1.",
+        table,
+        markdown(numbers, ["", ""]),
+        "Runs of each network from scratch that would tell a pair apart with probability 0.8 "
+        "(Welch's test at 0.05, no correction for several pairs), if the measured gap is the true "
+        "one.",
+        runs,
+    ]
 
 
 def page(study: Study, found: Summary, figures: list[str]) -> str:
@@ -83,19 +153,26 @@ def page(study: Study, found: Summary, figures: list[str]) -> str:
         "![test accuracy of every network, inherited and from scratch](accuracy.png)",
         _spread(study),
         "## Which networks differ",
-        f"Paired t-test over seeds, corrected for all pairs (Holm); different: p < {ALPHA}.",
+        "Paired t-test over seeds, corrected for all pairs (Holm); different: "
+        f"p < {ALPHA}. This is about these {study.about['test_images']:,} test images: other "
+        "images may order the networks otherwise (last line under the ranking).",
         *_differences(study),
         "## Ranking",
         "tau: Kendall's tau-b with the mean from scratch; of `scratch`, one run with the mean of "
-        "the others, which is the noise ceiling. On other images: scores on test images, "
-        "reference on validation images, and the other way round. Regret: accuracy lost by taking "
+        "the others, which is the noise ceiling. Validation → test: scores on validation images, "
+        "reference on test images, as a user of a supernet has it. On other images: the mean of "
+        "that and of the other way round. Regret: accuracy lost by taking "
         "the network that scores best on validation. Compute: multiply-accumulates of training, "
         "and seconds of a shared machine, relative to one run from scratch of each network.",
         ranking(found),
         _chance(study, found),
+        "By loss: the networks are scored by test loss instead of top-1, against the mean accuracy "
+        "from scratch and against the mean loss.",
+        by_loss(found),
         "![tau of each supernet, and of each seed from scratch](ranking.png)",
         "![inherited against scratch accuracy](scatter.png)",
         "![tau against compute](frontier.png)",
+        *_why(study, found),
     ]
     if "curves" in figures:
         parts += [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
-from dataclasses import dataclass
+import tomllib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,8 @@ KINDS = (
     ("supernet", "inherited"),
     ("scratch", "from scratch"),
 )  # the arms of every study, and their weights
+SHORTER = "shorter.toml"
+SAME = ("space", "dataset", "limit_train", "limit_test")  # what makes data and networks the same
 FIRST_SCRATCH_SEED = (
     1000  # apart from the seeds of supernets: no common random start, no common shuffling
 )
@@ -43,11 +47,18 @@ class Arm:
     seeds: list[int]
     test: Any
     val: Any
+    loss: Any
+    "Of the test, negative: a score as the others; of one that is no number, the least."
     rows: list[Row]
     short: list[int]
     "Seeds that lack a network: in the rows, not in the arrays."
     step_cost: float = 1.0
     "Of a step, in steps of a single path."
+
+    def ordered(self, networks: list[int]) -> Arm:
+        """With the networks of the arrays in another order."""
+        arrays = {key: getattr(self, key)[:, networks] for key in ("test", "val", "loss")}
+        return replace(self, **arrays)
 
     @property
     def cost(self) -> float:
@@ -132,6 +143,30 @@ class Study:
         of_recipe = "" if self.about["recipe"] == "short" else f", {self.about['recipe']} recipe"
         return f"{self.about['space']} on {self.about['dataset']}{of_recipe}"
 
+    @functools.cached_property
+    def shorter(self) -> list[Study]:
+        """Studies of the same networks and data, trained for less, that are estimators of this
+        one's truth: their directories, from this one, in shorter.toml (`studies = ["../NAME"]`)."""
+        file = self.path / SHORTER
+        if not file.exists():
+            return []
+        try:
+            named = tomllib.loads(file.read_text())["studies"]
+            found = [Study(self.path / name) for name in named]
+        except (OSError, UnicodeDecodeError, ValueError, LookupError, TypeError) as error:
+            raise Failure(
+                f'{file}: {type(error).__name__}: {error}; expected studies = ["../NAME"]', 2
+            ) from error
+        for other in found:
+            same = all(self.about[key] == other.about[key] for key in SAME)
+            if not same or {*self.archs} != {*other.archs}:
+                raise Failure(
+                    f"{file} names {other.name}, a study of other networks or data; expected one "
+                    "of the same",
+                    2,
+                )
+        return found
+
     def _optional(self, name: str) -> list[Row]:
         from mnas.storage.files import NotYet
 
@@ -166,11 +201,13 @@ class Study:
             np.array([[100 * found[seed][arch][key] for arch in self.archs] for seed in seeds])
             for key in ("test_top1", "val_top1")
         )
+        losses = [[found[seed][arch]["test_loss"] for arch in self.archs] for seed in seeds]
         return Arm(
             name,
             seeds,
             test,
             val,
+            np.array([[-min(1e9 if x is None else x, 1e9) for x in row] for row in losses]),
             [row for row in rows if row["seed"] in seeds],
             sorted(set(found) - {*seeds}),
             self.about["arms"][name].get("step_cost", 1.0),
@@ -192,7 +229,8 @@ class Study:
 
 def summary(study: Study) -> dict[str, Any]:
     """The numbers of a study by name; null where one seed gives no interval or no ceiling."""
-    from mnas.studies import statistics
+    from mnas.studies import decomposition, statistics
+    from mnas.studies.estimators import estimators
 
     supernet, scratch = study.arms["supernet"], study.arms["scratch"]
     truth = scratch.test.mean(0)
@@ -230,75 +268,14 @@ def summary(study: Study) -> dict[str, Any]:
         taus, top = statistics.ceiling(scratch.test)
         found |= {"ceiling_mean": top.mean, "ceiling_ci": [top.low, top.high]}
         found["ceiling_per_seed"] = taus.tolist()
+    if min(len(arm.seeds) for arm in (supernet, scratch)) > 1:
+        spreads = {"inherited": supernet.test, "scratch": scratch.test}
+        found["spread"] = {
+            name: decomposition.spread(runs)._asdict() for name, runs in spreads.items()
+        }
+        found["correlation_without_noise"] = decomposition.disattenuated(*spreads.values())
+        found["tau_of_means"] = float(statistics.kendall(supernet.test.mean(0), truth))
     return _without_nan(found)
-
-
-def estimators(study: Study) -> list[dict[str, Any]]:
-    """How each way of scoring the networks ranks them, and its training compute and seconds,
-    relative to one run from scratch of each network. On the same images, what these say by chance
-    counts as agreement; tau is therefore also given on other images: scores on those of the test
-    with the truth on those of validation and the other way round."""
-    import numpy as np
-
-    from mnas.studies import statistics
-
-    scratch = study.arms["scratch"]
-    truth = scratch.test.mean(0)
-    other_truth = np.stack(
-        [scratch.val, scratch.test]
-    )  # for scores on test and on validation images
-    found = []
-    for number, name in enumerate(("parameters", "multiply-accumulates")):
-        scores = np.array([[study.costs[arch][number] for arch in study.archs]], float)
-        taus = (
-            statistics.agreement(scores, scratch.test)[1],
-            statistics.agreement(np.stack([scores] * 2), other_truth)[1],
-        )
-        found.append(_estimator(name, 1, taus, statistics.regret(scores, truth).mean(), 0.0, 0.0))
-    for name, arm in study.arms.items():
-        both = np.stack([arm.test, arm.val])
-        if arm is not scratch:
-            taus = (
-                statistics.agreement(arm.test, scratch.test)[1],
-                statistics.agreement(both, other_truth)[1],
-            )
-            lost = statistics.regret(arm.val, truth).mean()
-        elif (number := len(arm.seeds)) > 1:
-            taus = statistics.ceiling(arm.test)[1], statistics.ceiling(both, other_truth)[1]
-            others = (arm.test.sum(0) - arm.test) / (number - 1)
-            lost = np.mean([statistics.regret(*pair) for pair in zip(arm.val, others, strict=True)])
-        else:
-            continue
-        before = study.arms.get(
-            study.about["arms"][name]["after"]
-        )  # what it began with is a part of its cost
-        cost = (arm.cost + (before.cost if before else 0)) / scratch.cost
-        seconds = (arm.seconds + (before.seconds if before else 0)) / scratch.seconds
-        found.append(_estimator(name, len(arm.seeds), taus, lost, cost, seconds))
-    return found
-
-
-def _estimator(
-    name: str, seeds: int, taus: tuple[Any, Any], regret: float, cost: float, seconds: float
-) -> dict[str, Any]:
-    """taus: on the same images, and on others."""
-    tau, elsewhere = taus
-    return {
-        "name": name,
-        "seeds": seeds,
-        "tau_mean": tau.mean,
-        "tau_ci": [tau.low, tau.high],
-        "tau_other_pictures": elsewhere.mean,
-        "tau_other_pictures_ci": [elsewhere.low, elsewhere.high],
-        "regret_mean": float(regret),
-        "compute": cost,
-        "seconds": seconds,
-    }
-
-
-def estimator(found: Summary, name: str) -> dict[str, Any] | None:
-    """The line of an estimator in a summary, if it is there."""
-    return next((line for line in found["estimators"] if line["name"] == name), None)
 
 
 def _without_nan(value: Any) -> Any:
