@@ -18,7 +18,7 @@ from mnas.storage.strict_json import FolderError
 
 
 class Source(NamedTuple):
-    """file: absolute. text: its content, read once."""
+    """file: absolute, without links. text: its content, read once."""
 
     file: Path
     function: str
@@ -43,7 +43,12 @@ def read(space: str) -> Source:
     path, _, function = space.rpartition(":")
     if not path.endswith(".py") or not function.isidentifier():
         raise ValueError(f"space {space!r} is unknown; expected path/to/file.py:function")
-    file = Path(path).expanduser().absolute()
+    try:
+        file = Path(path).expanduser().resolve()  # one name, from wherever it is given
+    except RuntimeError as error:  # a user that is not there, links in a circle
+        raise ValueError(
+            f"cannot find {path} ({error}); expected path/to/file.py:function of a space"
+        ) from error
     try:
         return Source(file, function, files.read(file))
     except OSError as error:

@@ -270,3 +270,20 @@ def test_jpegs_are_trained_on_scored_and_exported(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "largest difference to the sliced network: 0.00e+00" in done.stdout
     assert "Input: float32 (B, 3, 16, 16)" in (tmp_path / "exported" / "model.py").read_text()
+
+
+def test_a_file_has_one_name_from_wherever_it_is_given(file, monkeypatch):
+    (file.parent / "below").mkdir()
+    (file.parent / "link.py").symlink_to(file)
+    monkeypatch.chdir(file.parent / "below")
+    for given in (
+        "../space.py:mine",
+        "../link.py:mine",
+        "../below/../space.py:mine",
+        f"{file}:mine",
+    ):
+        assert own.read(given).name == f"{file.resolve()}:mine"
+    (file.parent / "round.py").symlink_to("round.py")
+    for lost in ("~nobody-is-called-so/space.py:mine", "../round.py:mine"):
+        with pytest.raises(ValueError, match=r"cannot (find|read) .*; expected path/to/file.py"):
+            own.read(lost)
