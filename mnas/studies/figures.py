@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mnas.studies import ablations, messages, statistics
+from mnas.studies.estimators import estimator
 from mnas.studies.labels import beside_diagonal
 from mnas.studies.plotting import QUIET, at_ends, error_axis, figure, legend, lines, strip
-from mnas.studies.results import KINDS, estimator
+from mnas.studies.results import KINDS
 
 if TYPE_CHECKING:
     from mnas.studies.results import Study, Summary

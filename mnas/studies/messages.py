@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mnas.studies.results import estimator
+from mnas.studies.estimators import estimator
 
 if TYPE_CHECKING:
     from mnas.studies.results import Study, Summary

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from mnas.studies import messages, statistics
+from mnas.studies.estimators import estimator
 from mnas.studies.pages import shown
-from mnas.studies.results import KINDS, Study, Summary, estimator, summary
+from mnas.studies.results import KINDS, Study, Summary, summary
 from mnas.studies.web import charts
 from mnas.studies.web.parts import Cell, Chart, Page, Section, Table, name, number
 
