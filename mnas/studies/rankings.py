@@ -279,6 +279,7 @@ def qualities(found: Sequence[Recipe], of: Judged, labels: Sequence[int] = LABEL
         of_scores = {
             name: [of.networks.quality(one.scores[name][of.numbers]) for one in recipe.seeds]
             for name in recipe.seeds[0].scores
+            if all(name in one.scores for one in recipe.seeds)  # older rankings have fewer
         }
         for number in labels:
             if number <= len(of.fitted):

@@ -242,6 +242,7 @@ def _supernet_points(ax: Any, rows: Sequence[Row], metric: str) -> None:
     leader = max((row for row in rows if not row["trained"]), key=lambda row: row["tau"][0])[
         "recipe"
     ]
+    labelled: set[str] = set()
     for number, name in enumerate(names):
         colour = COLOURS[number % len(COLOURS)]
         own = [row for row in rows if row["recipe"] == name]
@@ -257,8 +258,9 @@ def _supernet_points(ax: Any, rows: Sequence[Row], metric: str) -> None:
                 markersize=5,
                 elinewidth=0.7,
                 capsize=2,
-                label=score if number == 0 else None,
+                label=None if score in labelled else score,
             )
+            labelled.add(score)
         more = [row for row in own if row["trained"]]
         if more and name == leader:
             x, y = [row["total"] for row in more], [row[metric][0] for row in more]

@@ -108,6 +108,14 @@ def test_numbers_are_those_of_networks_one_by_one(found, space):
     assert {g["mean"] for g in single if g["score"] == "loss"} == {0}
 
 
+def test_a_score_that_one_seed_lacks_is_left_out(found, monkeypatch):
+    recipes, of = found
+    one = recipes[1].seeds[0]
+    monkeypatch.setitem(one.scores, "KL to all candidates", one.scores["loss"])
+    rows = rankings.qualities([recipes[1]], of, labels=())
+    assert {row["score"] for row in rows} == one.scores.keys() - {"KL to all candidates"}
+
+
 def test_a_supernet_with_trained_networks_is_a_penalised_least_squares(found):
     (recipe, _), of = found
     one, penalty = recipe.seeds[0], 3.0
@@ -133,7 +141,7 @@ def test_the_smoothed_loss_is_known_of_networks_that_were_not_scored(found):
     assert known.sum() < single.sum()
 
 
-def test_a_candidate_that_is_overrated_is_found(found, monkeypatch):
+def test_a_candidate_that_is_overrated_is_found(found):
     recipes, of = found
     one = recipes[1].seeds[0]
     paths = of.table.distinct.paths
