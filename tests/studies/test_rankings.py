@@ -207,6 +207,6 @@ def test_the_command_writes_the_same_tables_rows_and_figure_twice(folders, tmp_p
     assert files == sorted(["README.md", "tau.png", *tables])
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    rows = [json.loads(line) for line in (tmp_path / "one" / "free.jsonl").open()]
+    rows = list(map(json.loads, (tmp_path / "one" / "free.jsonl").read_text().splitlines()))
     low, high = rows[0]["tau_range"]
     assert low < rows[0]["tau"] < high
