@@ -236,7 +236,8 @@ def draw(out: Path) -> None:
         ax.axvline(TARGET, color="0.4", linestyle="--")
         ax.text(TARGET, -0.9, f" asked: {TARGET} at most", color="0.4", va="center")
         means = {key: np.mean([row["regret"] for row in some]) for key, some in of_all.items()}
-        ours = min((key for key in means if key[0].startswith("supernet")), key=means.__getitem__)
+        drawn = [key for key in means if key[0].startswith("supernet") and key[1] in SAMPLERS]
+        ours = min(drawn, key=means.__getitem__)
         ax.set_title(
             f"nb_macro, {TRIALS} scores of a supernet:\n{ours[1]} drawing, {ours[2]}, loses least, "
             f"{means[ours]:.2f} points",
