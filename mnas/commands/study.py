@@ -329,6 +329,7 @@ def collected(
             try:
                 about = {"steps": outcome["steps"], "seconds": outcome["train_seconds"]}
                 about["images"] = about["steps"] * batch
+                about |= RunDirectory(run.path).provenance()
                 files["rows" if main else "variants"] += [
                     {**labels, **path, **about} for path in outcome["paths"]
                 ]

@@ -24,18 +24,32 @@ BATCH = (
 )
 
 
-class Score(NamedTuple):
-    """top1: share of correct predictions, 0 to 1. loss: mean cross-entropy in nats."""
-
+class _Means(NamedTuple):
     top1: float
     loss: float
+
+
+class Score(_Means):
+    """top1: share of correct predictions, 0 to 1. loss: mean cross-entropy in nats. Two numbers, as
+    a tuple; `correct` beside them says of which images (N,), boolean, on the CPU."""
+
+    correct: Tensor
+
+    def __new__(cls, top1: float, loss: float, correct: Tensor) -> Score:
+        score = super().__new__(cls, top1, loss)
+        score.correct = correct
+        return score
+
+    def __reduce__(self) -> tuple[type[Score], tuple[float, float, Tensor]]:
+        return Score, (*self, self.correct)
 
 
 class _Sums:
     """Correct predictions and loss so far."""
 
     def __init__(self) -> None:
-        self.number, self.correct, self.loss = 0, 0, 0.0
+        self.correct: list[Tensor] = []
+        self.loss = 0.0
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         if logits.ndim != 2 or labels.max() >= logits.shape[1]:
@@ -43,12 +57,13 @@ class _Sums:
                 f"logits are {tuple(logits.shape)}, the largest label is {int(labels.max())}; "
                 "expected (B, classes) and labels below the number of classes"
             )
-        self.number += len(labels)
-        self.correct += int((logits.argmax(1) == labels).sum())
+        self.correct.append((logits.argmax(1) == labels).cpu())
         self.loss += float(F.cross_entropy(logits, labels, reduction="sum"))
 
     def score(self) -> Score:
-        return Score(self.correct / self.number, self.loss / self.number)
+        correct = torch.cat(self.correct)
+        number = len(correct)
+        return Score(int(correct.sum()) / number, self.loss / number, correct)
 
 
 @torch.no_grad()

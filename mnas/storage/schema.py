@@ -17,6 +17,7 @@ Movement = Annotated[float, Meta(ge=0, le=1e30)]
 Positive = Annotated[float, Meta(gt=0, le=1e6)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Text = Annotated[str, Meta(max_length=10_000)]
+Bits = Annotated[str, Meta(max_length=100_000_000)]  # mnas/storage/bits.py
 Name = Annotated[str, Meta(min_length=1, max_length=10_000)]
 
 
@@ -119,6 +120,7 @@ class Result(Struct, kw_only=True, forbid_unknown_fields=True):
     test_loss: float | None
     params: Number
     macs: Number
+    correct: Bits | None = None  # which test images, in runs since 26 November 2026
 
 
 class Summary(Struct, forbid_unknown_fields=True):
@@ -141,6 +143,12 @@ class StudyRow(Result, kw_only=True, forbid_unknown_fields=True):
     seconds: Seconds
     images: Count
     variant: Name | None = None
+    # Rows since 26 November 2026: the commit that the run was begun with, whether the code differed
+    # from it, when (ISO 8601, UTC), and the threads.
+    commit: Name | None = None
+    dirty: bool | None = None
+    started: Name | None = None
+    threads: Count | None = None
 
 
 class CurveRow(Struct, forbid_unknown_fields=True):

@@ -29,7 +29,7 @@ def estimators(study: Study) -> list[dict[str, Any]]:
     found = []
     for number, name in enumerate(("parameters", "multiply-accumulates")):
         scores = np.array([[study.costs[arch][number] for arch in study.archs]], float)
-        line = _line(name, dict.fromkeys(MEASURES, scores), scratch, paired=False)
+        line = _line(name, dict.fromkeys(MEASURES, scores), scratch, False, None)
         found.append({**line, "seeds": 1, "compute": 0.0, "seconds": 0.0})
     for name, arm in study.arms.items():
         if arm is scratch and len(arm.seeds) < 2:
@@ -55,7 +55,7 @@ def estimators(study: Study) -> list[dict[str, Any]]:
 def _of_arm(name: str, arm: Arm, scratch: Arm, paired: bool, before: Arm | None) -> dict[str, Any]:
     """before: what it began with, which is a part of its cost."""
     scores = {measure: getattr(arm, measure) for measure in MEASURES}
-    line = _line(name, scores, scratch, paired)
+    line = _line(name, scores, scratch, paired, arm.same_images(scratch))
     line["seeds"] = len(arm.seeds)
     line["compute"] = (arm.cost + (before.cost if before else 0)) / scratch.cost
     line["seconds"] = (arm.seconds + (before.seconds if before else 0)) / scratch.seconds
@@ -63,9 +63,10 @@ def _of_arm(name: str, arm: Arm, scratch: Arm, paired: bool, before: Arm | None)
 
 
 def _line(
-    name: str, scores: dict[str, NDArray[np.float64]], scratch: Arm, paired: bool
+    name: str, scores: dict[str, NDArray[np.float64]], scratch: Arm, paired: bool, correct: Any
 ) -> dict[str, Any]:
-    """paired: the scores are of runs that share seeds with those of the truth, or are these."""
+    """paired: the scores are of runs that share seeds with those of the truth, or are these.
+    correct: of both, for the interval of tau on test images."""
     import numpy as np
 
     from mnas.studies import statistics
@@ -81,7 +82,10 @@ def _line(
         "tau_by_loss": (scores["loss"], scratch.test),
         "tau_of_loss": (scores["loss"], scratch.loss),
     }
-    taus: dict[str, Interval] = {key: tau_of(*pair)[1] for key, pair in ways.items()}
+    taus: dict[str, Interval] = {
+        key: tau_of(*pair, correct=correct if key == "tau" else None)[1]
+        for key, pair in ways.items()
+    }
     if paired:
         truths = (scratch.test.sum(0) - scratch.test) / (len(scratch.test) - 1)
         lost = [statistics.regret(*pair) for pair in zip(scores["val"], truths, strict=True)]

@@ -145,7 +145,8 @@ def page(study: Study, found: Summary, figures: list[str]) -> str:
         f"{machine['processor'] or 'Unknown processor'}, {machine['cores'] or 'unknown number of'} "
         f"cores, torch {machine['torch']}. Settings of every variant are in `study.json`.",
         "Selections use validation; the test set is read once a run. Intervals are 95 % over "
-        "seeds; there is none of equal values, of a tau from fewer than three runs, or of a regret "
+        f"seeds{', that of tau also over test images' if found['intervals_of_images'] else ''}; "
+        "there is none of equal values, of a tau from fewer than three runs, or of a regret "
         "(docs/method.md).",
         _reading(study),
         "## Accuracy",

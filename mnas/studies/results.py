@@ -52,13 +52,22 @@ class Arm:
     rows: list[Row]
     short: list[int]
     "Seeds that lack a network: in the rows, not in the arrays."
+    correct: Any = None
+    "Which test images are right, (seeds, networks, images), if all rows say so."
     step_cost: float = 1.0
     "Of a step, in steps of a single path."
 
     def ordered(self, networks: list[int]) -> Arm:
         """With the networks of the arrays in another order."""
         arrays = {key: getattr(self, key)[:, networks] for key in ("test", "val", "loss")}
-        return replace(self, **arrays)
+        correct = None if self.correct is None else self.correct[:, networks]
+        return replace(self, **arrays, correct=correct)
+
+    def same_images(self, truth: Arm) -> Any:
+        """What is right of the same images, here and in the truth, for `statistics`; None where it
+        is not known of both."""
+        both = self.correct, truth.correct
+        return None if any(bits is None for bits in both) else both
 
     @property
     def cost(self) -> float:
@@ -210,8 +219,24 @@ class Study:
             np.array([[-min(1e9 if x is None else x, 1e9) for x in row] for row in losses]),
             [row for row in rows if row["seed"] in seeds],
             sorted(set(found) - {*seeds}),
+            self._correct([found[seed][arch] for seed in seeds for arch in self.archs]),
             self.about["arms"][name].get("step_cost", 1.0),
         )
+
+    def _correct(self, rows: list[Row]) -> Any:
+        """Bits of rows, a network after the other, seed by seed; None where some have none."""
+        import numpy as np
+
+        from mnas.storage import bits
+
+        if not rows or any(row.get("correct") is None for row in rows):
+            return None
+        number = self.about["test_images"]
+        try:
+            flat = np.stack([bits.unpacked(row["correct"], number) for row in rows])
+        except ValueError as error:
+            raise Failure(f"{self.path}: {error}; restore its rows", 2) from error
+        return flat.reshape(-1, len(self.archs), number)
 
     def failures(self, arm: str) -> int:
         """Runs of the arm that failed or were not run."""
@@ -234,7 +259,7 @@ def summary(study: Study) -> dict[str, Any]:
 
     supernet, scratch = study.arms["supernet"], study.arms["scratch"]
     truth = scratch.test.mean(0)
-    taus, tau = statistics.agreement(supernet.test, scratch.test)
+    taus, tau = statistics.agreement(supernet.test, scratch.test, supernet.same_images(scratch))
     lost = statistics.regret(supernet.val, truth)  # the pick is made on validation
     found: dict[str, Any] = {
         "space": study.about["space"],
@@ -245,6 +270,7 @@ def summary(study: Study) -> dict[str, Any]:
         "tau_mean": tau.mean,
         "tau_ci": [tau.low, tau.high],
         "tau_per_seed": taus.tolist(),
+        "intervals_of_images": supernet.same_images(scratch) is not None,
         "ceiling_mean": None,
         "ceiling_ci": None,
         "ceiling_per_seed": [],
@@ -265,7 +291,7 @@ def summary(study: Study) -> dict[str, Any]:
         "estimators": estimators(study),
     }
     if len(scratch.seeds) > 1:
-        taus, top = statistics.ceiling(scratch.test)
+        taus, top = statistics.ceiling(scratch.test, None, scratch.same_images(scratch))
         found |= {"ceiling_mean": top.mean, "ceiling_ci": [top.low, top.high]}
         found["ceiling_per_seed"] = taus.tolist()
     if min(len(arm.seeds) for arm in (supernet, scratch)) > 1:

@@ -360,6 +360,7 @@ def _epoch_line(trainer: Trainer) -> str:
 def _results(trainer: Trainer, data: Data) -> list[dict[str, Any]]:
     """The test accuracy and the cost of every network that was watched."""
     from mnas import cost
+    from mnas.storage import bits
 
     last = {row["arch"]: row for row in trainer.rows if row["epoch"] == trainer.epoch}
     results = []
@@ -371,6 +372,7 @@ def _results(trainer: Trainer, data: Data) -> list[dict[str, Any]]:
                 "val_top1": last[arch]["val_top1"],
                 "test_top1": score.top1,
                 "test_loss": score.loss,
+                "correct": bits.packed(score.correct.tolist()),
                 "params": params,
                 "macs": macs,
             }

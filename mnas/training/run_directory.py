@@ -21,6 +21,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,9 @@ class RunDirectory:
         """Begin a run in a new or empty directory. data: what is known of its data set, as
         `schema.DataFound`."""
         with self.new(), self._making():
-            about = {"data": data, "environment": environment(config.get("device", "cpu"))}
+            found = environment(config.get("device", "cpu"))
+            found["started"] = datetime.now(UTC).isoformat(timespec="seconds")
+            about = {"data": data, "environment": found}
             self._folder.write({"config.json": _json({**config, **about})})
 
     @contextlib.contextmanager
@@ -108,6 +111,15 @@ class RunDirectory:
 
     def environment(self) -> dict[str, Any]:
         return self._read_config()["environment"]
+
+    def provenance(self) -> dict[str, Any]:
+        """Of a row: the commit that the run was begun with, whether the code differed from it, when
+        that was (UTC), and its threads. What a run of an earlier mnas does not say is left out."""
+        known = self.environment()
+        found: dict[str, Any] = {"threads": self.config()["threads"]}
+        if commit := known.get("git_commit"):
+            found |= {"commit": commit.removesuffix("-dirty"), "dirty": commit.endswith("-dirty")}
+        return found | ({"started": known["started"]} if "started" in known else {})
 
     def data(self) -> dict[str, Any] | None:
         """What was known of the data set when the run was begun."""

@@ -49,7 +49,15 @@ def test_run_directory_follows_the_contract(supernet):
     assert summary["train_seconds"] > 0
     assert [p["arch"] for p in summary["paths"]] == ARCHS
     for path in summary["paths"]:
-        assert set(path) == {"arch", "val_top1", "test_top1", "test_loss", "params", "macs"}
+        assert set(path) == {
+            "arch",
+            "val_top1",
+            "test_top1",
+            "test_loss",
+            "params",
+            "macs",
+            "correct",
+        }
         assert 0.3 < path["test_top1"] < 1
         assert f"{100 * path['test_top1']:.2f}" in printed
     assert [(r["epoch"], r["arch"]) for r in rows(out / "metrics.jsonl")] == [

@@ -67,3 +67,27 @@ def test_regret_has_no_interval_because_students_would_not_hold():
         statistics.regret(simulated(APART[1], 0.055, 5, random), scratch) for _ in range(STUDIES)
     ]
     assert coverage([statistics.interval(np.round(one, 9)) for one in lost]) < 0.9
+
+
+def test_with_bits_of_images_the_interval_holds_other_images_too():
+    """Networks are right on images by ability, difficulty, and a luck that all runs of a network
+    share: with 300 images that moves tau more than seeds do."""
+    random = np.random.default_rng(0)
+    ability = np.array([0.0, 0.1, 0.2, 0.3, 0.5])
+    found = {"both": [], "seeds": []}
+    for _ in range(300):
+        common = random.normal(size=(5, 300))
+
+        def bits(common=common):
+            luck = common + 0.3 * random.normal(size=(5, 5, 300))
+            return ability[:, None] + luck > -1.5
+
+        one, two = bits(), bits()
+        for name, known in (("both", (one, two)), ("seeds", None)):
+            taus, interval = statistics.agreement(one.mean(2), two.mean(2), known)
+            found[name].append(interval)
+            assert len(taus) == 5
+    assert coverage(found["seeds"]) < coverage(found["both"])
+    assert coverage(found["both"]) >= 0.92 - 2 * NOISE
+    again = statistics.agreement(one.mean(2), two.mean(2), (one, two))[1]
+    assert again == found["both"][-1]  # the same draws every time

@@ -4,6 +4,7 @@ belong."""
 import json
 import shutil
 import statistics
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import processes
@@ -18,6 +19,7 @@ import mnas
 from benchmarks.page import ratios
 from mnas.commands import study
 from mnas.errors import Failure
+from mnas.storage import bits
 from mnas.studies import drift, plans
 from mnas.training import data, inherited, one_run, runtime, sweep
 from mnas.training.registry import RULES
@@ -31,6 +33,11 @@ FIELDS = {
     "val_top1",
     "test_top1",
     "test_loss",
+    "correct",
+    "commit",
+    "dirty",
+    "started",
+    "threads",
     "params",
     "macs",
     "steps",
@@ -57,6 +64,11 @@ def test_a_study_writes_its_rows_and_a_report(done):
     assert seen == [("supernet", 0, a) for a in ARCHS] + [("scratch", 1000, a) for a in ARCHS]
     assert {row["steps"] for row in found} == {4 * 3, 2 * 3}
     assert all(row["images"] == row["steps"] * 128 for row in found)
+    number = json.loads((out / "study.json").read_text())["test_images"]
+    for row in found:
+        assert bits.unpacked(row["correct"], number).mean() == pytest.approx(row["test_top1"])
+        assert (len(row["commit"]), row["threads"]) == (40, 1)
+        assert datetime.now(UTC) - datetime.fromisoformat(row["started"]) < timedelta(hours=1)
     numbers = json.loads((out / "summary.json").read_text())
     assert {"tau_mean", "tau_ci", "ceiling_mean", "regret_mean"} <= set(numbers)
     assert (numbers["tau_ci"], numbers["ceiling_mean"]) == ([None, None], None)
