@@ -178,6 +178,7 @@ def page(study: Study, found: Summary, figures: list[str]) -> str:
     if "curves" in figures:
         parts += [
             "## Over epochs",
+            "Means over seeds; the band is one standard deviation over seeds.",
             "![validation error of every network over epochs](curves.png)",
             _peaks(study),
         ]
