@@ -80,7 +80,7 @@ def test_what_the_supernet_cost():
     scoring = sum(chunk["macs"] for chunk in rows(SCORED / "chunks.jsonl")) / (3 * full)
     said = re.search(r"is (\S+) of one full training .* scoring 600 paths (\S+)\. So", PAGE)
     assert said.groups() == (f"{supernet:.3f}", f"{scoring:.3f}")
-    assert f"about {supernet + scoring:.2f} |" in PAGE
+    assert f"| {supernet + scoring:.3f} |" in PAGE
 
 
 def test_the_russian_page_has_the_same_numbers_in_its_tables():
