@@ -97,6 +97,7 @@ class Config(Struct):
 
 class Times(Struct, forbid_unknown_fields=True):
     train_seconds: Seconds
+    started: Name | None = None  # ISO 8601, UTC
 
 
 class Metrics(Struct, forbid_unknown_fields=True):

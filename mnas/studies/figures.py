@@ -101,9 +101,9 @@ def scatter(study: Study, file: Path) -> None:
             ha="left",
             color=QUIET,
         )
-        margin = 0.05 * (ends[1] - ends[0])
+        margin = 0.05 * (ends[1] - ends[0]) or 0.5  # all networks may be equal
         ax.set(xlim=(ends[0] - margin, ends[1] + margin), ylim=(ends[0] - margin, ends[1] + margin))
-        gap = (ends[1] - ends[0]) / 22
+        gap = (ends[1] - ends[0] + 2 * margin) / 24
         for arch, (at, place, left) in zip(
             study.archs, beside_diagonal(x.tolist(), y.tolist(), gap), strict=True
         ):

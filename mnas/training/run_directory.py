@@ -4,7 +4,7 @@ damaged.
 config.json     settings, data and environment, written once
 checkpoint.pt   everything a bit-identical continuation needs; loads with weights_only=True
 metrics.jsonl   one JSON object a line: a network after an epoch
-times.json      seconds so far; apart, because it alone differs between two identical runs
+times.json      seconds so far, and when it began; apart, as it alone differs between equal runs
 summary.json    the result; its presence means that the run is finished
 manifest.json   the digests of these files, which are compared before a file is used
 """
@@ -12,6 +12,7 @@ manifest.json   the digests of these files, which are compared before a file is 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -77,10 +78,11 @@ class RunDirectory:
         """Begin a run in a new or empty directory. data: what is known of its data set, as
         `schema.DataFound`."""
         with self.new(), self._making():
-            found = environment(config.get("device", "cpu"))
-            found["started"] = datetime.now(UTC).isoformat(timespec="seconds")
-            about = {"data": data, "environment": found}
-            self._folder.write({"config.json": _json({**config, **about})})
+            about = {"data": data, "environment": environment(config.get("device", "cpu"))}
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            self._times = {"train_seconds": 0.0, "started": now}
+            begin = {"config.json": {**config, **about}, "times.json": self._times}
+            self._folder.write({name: _json(content) for name, content in begin.items()})
 
     @contextlib.contextmanager
     def _making(self) -> Iterator[None]:
@@ -119,7 +121,7 @@ class RunDirectory:
         found: dict[str, Any] = {"threads": self.config()["threads"]}
         if commit := known.get("git_commit"):
             found |= {"commit": commit.removesuffix("-dirty"), "dirty": commit.endswith("-dirty")}
-        return found | ({"started": known["started"]} if "started" in known else {})
+        return found | {key: value for key, value in self._times.items() if key == "started"}
 
     def data(self) -> dict[str, Any] | None:
         """What was known of the data set when the run was begun."""
@@ -173,7 +175,8 @@ class RunDirectory:
         if rows is not None:
             contents["metrics.jsonl"] = strict_json.lines(rows)
         if seconds is not None:
-            contents["times.json"] = _json({"train_seconds": seconds})
+            self._times = {**self._times, "train_seconds": seconds}
+            contents["times.json"] = _json(self._times)
         return contents
 
     def load(self) -> dict[str, Any] | None:
@@ -242,9 +245,14 @@ class RunDirectory:
 
     def seconds(self) -> float:
         """Seconds of training up to the last checkpoint."""
+        return float(self._times["train_seconds"])
+
+    @functools.cached_property
+    def _times(self) -> dict[str, Any]:
+        """Of the last checkpoint, as the process found it that goes on from there."""
         if "times.json" not in self._folder.names():
-            return 0.0
-        return float(self._json("times.json", Times)["train_seconds"])
+            return {"train_seconds": 0.0}
+        return self._json("times.json", Times)
 
     def summary(self) -> dict[str, Any]:
         return self._json("summary.json", Summary)

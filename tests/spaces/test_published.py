@@ -66,7 +66,7 @@ def test_names_and_sizes(name):
         for number in range(max(map(len, space.decisions)))
     ]
     params = [mnas.cost(space, path).params / 1e6 for path in alike]
-    file = Path(inspect.getsourcefile(mnas.spaces.SPACES[name]))
+    file = Path(inspect.getsourcefile(inspect.unwrap(mnas.spaces.SPACES[name])))
     networks = f"{space.size:,}" if space.size < 1e6 else f"{space.size:.3e}".replace("e+", "e")
     lines = len(file.read_text().splitlines())
     cells = [
