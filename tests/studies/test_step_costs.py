@@ -4,7 +4,7 @@ import statistics
 
 from conftest import ROOT, rows
 
-from benchmarks.benchmark import ratios
+from benchmarks.page import ratios
 from mnas.studies import plans
 from mnas.training.registry import RULES
 
