@@ -149,7 +149,7 @@ def test_committed_pages_agree_with_the_rows(monkeypatch, capsys):
     overview = ROOT / "docs" / "report.html"
     names = re.findall(r'<th scope="row" data-value="([^"]*)"', overview.read_text())
     given.append((overview, [ROOT / "results" / name for name in names]))
-    assert len(given) == 8
+    assert len(given) == 9
     for page, paths in given:
         done = in_process(monkeypatch, capsys, "report", *paths, "--out", page, "--check")
         assert done[0] == 0, done
