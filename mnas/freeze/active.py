@@ -278,7 +278,7 @@ def follow(parameter: nn.Parameter, of_paths: bool = False) -> Activity:
     return found
 
 
-def reset(parameters: Iterable[Tensor], set_to_none: bool) -> None:
+def reset(parameters: list[Tensor], set_to_none: bool) -> None:
     """Reset gradients as torch does, and with them what is active."""
     for parameter in parameters:
         if (grad := parameter.grad) is not None:

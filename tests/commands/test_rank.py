@@ -211,6 +211,17 @@ def test_published_accuracies_as_scores_reach_the_ceiling_and_a_smooth_truth_is_
     assert json.dumps(by_name["depth"]["within"]) == "0.0"
 
 
+def test_a_partly_smoothed_loss_is_between_the_logarithm_and_what_is_linear_in_it():
+    table = reference.get("nb_macro")
+    paths = scored.drawn([tuple(path) for path in table.paths.tolist()], 300, 1)
+    losses = 1 + np.random.default_rng(0).random(300)
+    made = [{"val_loss": loss, "val_top1": 0.5} for loss in losses]
+    found = compared.of_paths(table, made, paths)
+    where = [table.rows[path] for path in paths]
+    expected = 0.7 * found["smoothed loss"][where] - 0.3 * np.log(losses)
+    np.testing.assert_allclose(found["partly smoothed loss"][where], expected)
+
+
 def test_one_path_of_each_network_is_drawn_from_those_that_were_scored():
     table = reference.get("nb_macro")
     paths = scored.drawn([tuple(path) for path in table.paths.tolist()], 2000, 1)
