@@ -44,6 +44,9 @@ class Options:
     "Running statistics: of --bn-images for each network, or as stored."
     bn_images: Count = 500
     "Training images that statistics are recalibrated on."
+    average: Count = 1
+    """Score the mean of the weights after each of the last N epochs, which mnas train
+    --keep-checkpoints N keeps."""
     half: Literal["choosing", "reporting", "both"] = "choosing"
     "The networks to compare: those that recipes are chosen on, or those that are reported."
     seed: Seed = 0
@@ -71,6 +74,12 @@ def main(options: Options) -> None:
     from mnas.storage import files, strict_json
     from mnas.studies import compared, compute, scored
 
+    if options.average > 1 and options.bn == "stored":
+        raise Failure(
+            f"--average {options.average} with --bn stored; expected recalibrate: no network with "
+            "averaged weights has stored statistics",
+            status=2,
+        )
     threads = options.threads or runtime.default_threads()
     runtime.configure_runtime(threads)
     run = open_run(options.checkpoint, options.space)
@@ -79,6 +88,8 @@ def main(options: Options) -> None:
             f"{run.directory.path} is a run of networks from scratch; expected a supernet", 2
         )
     run.say_if_unfinished()
+    if options.average > 1:
+        run = run.averaged(options.average)
     name = run.config["space"]
     table = reference.get(name) if name in reference.TABLES else None
     paths = scored.drawn(_available(run, table), number, options.seed)
@@ -94,6 +105,7 @@ def main(options: Options) -> None:
         "seed": options.seed if number else None,
         "images": options.images,
         "bn_images": options.bn_images if options.bn == "recalibrate" else None,
+        "average": options.average if options.average > 1 else None,
         "threads": threads,
     }
     with user_input(files.FolderError):

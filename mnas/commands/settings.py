@@ -3,6 +3,7 @@ against each other and against the space."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from mnas.errors import Failure, user_input
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 UNWRITTEN: dict[str, tuple[Any, str]] = {
     "rule": ("single_path", "--rule"),
     "device": ("cpu", "--device"),
+    "keep_checkpoints": (1, "--keep-checkpoints"),
     "processes": (1, "torchrun --nproc_per_node"),
     "paths_per_rank": (False, "--paths-per-rank"),
 }
@@ -61,6 +63,15 @@ def resolved(config: dict[str, Any]) -> dict[str, Any]:
     for key in OWN[other].keys() - DEFAULTS[config["mode"]].keys():
         if key in config and key != "start":
             raise Failure(f"--{key} {config[key]} is for --mode {other}; leave it out", status=2)
+    kept = config.get("keep_checkpoints", 1)
+    if scratch and kept > 1:
+        raise Failure(f"--keep-checkpoints {kept} is for --mode supernet; leave it out", 2)
+    if kept > math.ceil(config["epochs"]):
+        raise Failure(
+            f"--keep-checkpoints {kept} of {config['epochs']:g} epochs; expected one after each at "
+            "most",
+            status=2,
+        )
     if config.get("group") == ():
         raise Failure("--group is empty; expected DECISION=VALUE, as choice0=conv5x5", status=2)
     if scratch and "group" in config:

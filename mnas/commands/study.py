@@ -357,7 +357,8 @@ def record(
     """A file of rows each, none of an earlier study left; study.json says how they were made and
     what failed."""
     from mnas.storage import files, strict_json
-    from mnas.training.run_directory import RunDirectory, environment
+    from mnas.training.environment import environment
+    from mnas.training.run_directory import RunDirectory
 
     about = {key: getattr(options, key) for key in ABOUT}
     about |= {"rules": list(options.rules), "truth": str(truth.path) if truth else None}

@@ -146,6 +146,9 @@ class Options:
     "Continue the run in --out (or the newest default one) with the settings it was begun with."
     log: Literal["tensorboard"] | None = None
     "tensorboard: also scalars, in tensorboard/ of the run directory; give it with --resume, too."
+    keep_checkpoints: Count | None = None
+    """supernet: keep the weights after each of the last N epochs, for mnas rank --average.
+    [default: 1, the last]"""
     checkpoint_every: Count = 200
     "Steps between checkpoints; there is one after each epoch too."
 

@@ -58,6 +58,7 @@ class SupernetSettings(_Settings, kw_only=True, tag="supernet"):
     watched: Annotated[list[Name], Meta(min_length=1)] | None = None
     group: Annotated[list[Name], Meta(min_length=1)] | None = None  # of a sub-supernet
     start: Name | None = None
+    keep_checkpoints: Annotated[int, Meta(ge=2, le=2**31)] | None = None  # None: the last one
     rule: Literal[
         "single_path", "fair", "sandwich", "distilled", "path_dropout", "ranked", "dynamic"
     ] = "single_path"

@@ -44,7 +44,7 @@ def rows_folder(out: Path) -> Folder:
 def record(out: Path, part: str, rows: list[dict[str, Any]], /, **settings: Any) -> None:
     """Measured rows, OUT/<part>.jsonl, and beside them how they were measured."""
     from mnas.storage import strict_json
-    from mnas.training.run_directory import environment
+    from mnas.training.environment import environment
 
     about = strict_json.dumps({**settings, "environment": environment()}, indent=2) + "\n"
     with writing(out), user_input():

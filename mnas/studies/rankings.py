@@ -27,7 +27,11 @@ Array = NDArray[np.float64]
 Row = dict[str, Any]
 METRICS = Quality._fields
 TESTED = ("within", "equal", "tau")  # by Welch's interval
-NOT_OF_RECIPE = ("seed", "threads", "limit_test", "validate_every", "keep_memory")
+NOT_OF_RECIPE = (
+    *("seed", "threads", "limit_test", "keep_memory", "keep_checkpoints"),
+    *("validate_every", "bn"),  # of the run's own validation
+)
+SCORED = ("images", "bn_images", "average")  # settings of mnas rank that are of a recipe
 LABELS = (20, 50, 100, 200)  # trained networks beside a supernet
 DRAWS = 100  # of these networks
 PRIOR = 10.0  # penalty where a supernet says what to expect: best of 0.1 to 30 on the choosing half
@@ -54,7 +58,7 @@ class Ranking:
         """What must be equal for two runs to differ in their seed alone."""
         config, settings = self.training["config"], self.settings
         own = {key: value for key, value in config.items() if key not in NOT_OF_RECIPE}
-        scores = {f"scored {key}": settings[key] for key in ("images", "bn_images")}
+        scores = {f"scored {key}": settings.get(key) for key in SCORED}
         return {key: value for key, value in {**own, **scores}.items() if value is not None}
 
     @cached_property
@@ -175,9 +179,22 @@ def _names(found: Sequence[dict[str, Any]]) -> list[str]:
         rule = one.get("rule", "single_path")
         how = one["sampler"] if rule == "single_path" else f"rule {rule}"
         size = f", {one['resolution']} px" if "resolution" in one else ""
-        more = "".join(f", {key.replace('_', ' ')} {one.get(key)}" for key in varied)
+        more = "".join(f", {said(key, one.get(key))}" for key in varied)
         names.append(f"{how}, {one['epochs']:g} epochs{size}{more}")
     return names
+
+
+def said(key: str, value: Any) -> str:
+    """A setting of a recipe in plain words."""
+    if key == "scored bn_images":
+        return f"statistics of {value:,} images" if value else "stored statistics"
+    if key == "scored images":
+        return f"scored on {value:,} images"
+    if key == "scored average":
+        return f"mean of {value} checkpoints" if value else "last checkpoint"
+    if key == "policy":
+        return {"frozen": "off the path frozen", "torch": "off the path drifting"}[value]
+    return f"{key.replace('_', ' ')} {value}"
 
 
 @dataclass(frozen=True)

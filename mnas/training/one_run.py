@@ -176,6 +176,7 @@ def _train(
         trainer = trainer_of(run.config, data, processes, Loop(callbacks=scalars))
     report = functools.partial(report, run.name)
     begun = time.monotonic() - _restore(directory, state, trainer, report)
+    keep = run.config.get("keep_checkpoints", 1)
 
     def save() -> None:
         with writing(directory.path):
@@ -183,7 +184,8 @@ def _train(
                 written.flush()
             weights = {run.config.get("arch") or "supernet": trainer.module.state_dict()}
             state = {"trainer": trainer.state_dict(), "weights": weights}
-            directory.save(state, trainer.rows, time.monotonic() - begun)
+            kept = int(trainer.epoch) if trainer.due and 0 < trainer.epochs_left < keep else None
+            directory.save(state, trainer.rows, time.monotonic() - begun, kept)
 
     with contextlib.ExitStack() as stack:
         for written in scalars:

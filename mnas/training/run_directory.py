@@ -6,6 +6,7 @@ checkpoint.pt   everything a bit-identical continuation needs; loads with weight
 metrics.jsonl   one JSON object a line: a network after an epoch
 times.json      seconds so far, and when it began; apart, as it alone differs between equal runs
 summary.json    the result; its presence means that the run is finished
+epoch-N.pt      weights after an epoch, of a run that keeps those of its last ones
 manifest.json   the digests of these files, which are compared before a file is used
 """
 
@@ -15,15 +16,11 @@ import contextlib
 import functools
 import hashlib
 import io
-import os
-import platform
 import re
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +31,10 @@ from mnas.storage import files, strict_json
 from mnas.storage.files import Folder
 from mnas.storage.schema import Config, Metrics, Settings, Summary, Times
 from mnas.storage.strict_json import FolderError, checked, dumps, parse, plain_number
+from mnas.training.environment import environment
 
 FORMAT = "mnas-run-3"  # 2 had merged tensors as one parameter each
-PACKAGES = ("mnas", "torchvision", "numpy")
+EPOCH = "epoch-{}.pt"
 
 
 class RunDirectory:
@@ -159,12 +157,20 @@ class RunDirectory:
         state: dict[str, Any],
         rows: Iterable[dict[str, Any]] | None = None,
         seconds: float | None = None,
+        kept: int | None = None,
     ) -> None:
         """A checkpoint, and with it the metrics and the seconds of training so far. One
-        transaction."""
+        transaction. kept: the epoch, where its weights are to stay beside later ones."""
+        contents = {"checkpoint.pt": self._archive(state), **self._beside(rows, seconds)}
+        if kept is not None:  # first: a run that a kill cuts here goes on from before the epoch
+            weights = self._archive({"weights": state["weights"]})
+            contents = {EPOCH.format(kept): weights, **contents}
+        self._folder.write(contents)
+
+    def _archive(self, state: dict[str, Any]) -> bytes:
         buffer = io.BytesIO()
         torch.save(_canonical({"format": FORMAT, "run": self._identity(), **state}), buffer)
-        self._folder.write({"checkpoint.pt": buffer.getvalue(), **self._beside(rows, seconds)})
+        return buffer.getvalue()
 
     def _beside(
         self, rows: Iterable[dict[str, Any]] | None, seconds: float | None
@@ -179,35 +185,35 @@ class RunDirectory:
             contents["times.json"] = _json(self._times)
         return contents
 
-    def load(self) -> dict[str, Any] | None:
-        """The last checkpoint; None if the run was stopped before its first."""
-        if "checkpoint.pt" not in self._folder.listed():
-            if (self.path / "checkpoint.pt").exists():
-                raise FolderError(
-                    f"{self.path / 'checkpoint.pt'} was not written by this run; remove or "
-                    "restore it"
-                )
+    def kept(self) -> list[str]:
+        """The checkpoints of a finished run whose weights `save` was told to keep, by epoch, and
+        the last one."""
+        epochs = [re.fullmatch(EPOCH.format(r"(\d+)"), name) for name in self._folder.names()]
+        return [*map(EPOCH.format, sorted(int(e[1]) for e in epochs if e)), "checkpoint.pt"]
+
+    def load(self, name: str = "checkpoint.pt") -> dict[str, Any] | None:
+        """The last checkpoint, or another; None if the run was stopped before it."""
+        file = self.path / name
+        if name not in self._folder.listed():
+            if file.exists():
+                raise FolderError(f"{file} was not written by this run; remove or restore it")
             return None
         try:
-            content = self._folder.read("checkpoint.pt")
+            content = self._folder.read(name)
         except files.NotYet:
             return None
         except files.OtherContent as error:
-            raise FolderError(
-                f"{self.path / 'checkpoint.pt'} {self._kind(error.content)}; restore it"
-            ) from error
+            raise FolderError(f"{file} {self._kind(error.content)}; restore it") from error
         try:
             with warnings.catch_warnings(action="ignore"):  # torch's, of archives that are not ours
                 state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # an archive that was written wrong fails in many ways
-            raise FolderError(
-                f"{self.path / 'checkpoint.pt'} cannot be loaded ({error}); restore it"
-            ) from error
+            raise FolderError(f"{file} cannot be loaded ({error}); restore it") from error
         if not isinstance(state, dict) or (state.get("format"), state.get("run")) != (
             FORMAT,
             self._identity(),
         ):
-            raise FolderError(f"{self.path / 'checkpoint.pt'} {self._kind(content)}; restore it")
+            raise FolderError(f"{file} {self._kind(content)}; restore it")
         return state
 
     def _kind(self, content: bytes | None) -> str:
@@ -336,60 +342,3 @@ def _canonical(value: Any) -> Any:
         f"a checkpoint cannot hold a {kind.__name__}, which could not be loaded again: "
         f"{value!r:.80}"
     )
-
-
-def environment(device: str = "cpu") -> dict[str, Any]:
-    """What else a number depends on: versions, processor, threads, the code's commit; None where it
-    is unknown."""
-    gpu = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
-    return {
-        **gpu,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        **{package: _version(package) for package in PACKAGES},
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "git_commit": git_commit(Path(__file__).parent),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def git_commit(package: Path) -> str | None:
-    """The commit of a package's code, "-dirty" behind it if the code differs. None where the
-    package is not tracked by the repository that it lies in, as one that was installed below a
-    user's project."""
-    # A hook or a rebase sets these, and they would lead git to the repository of the user.
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-
-    def git(*command: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(package), *command],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-            env=clean,
-        )
-        return done.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*")
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return None

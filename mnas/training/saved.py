@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,27 @@ class SavedRun:
             progress(len(split))
         return scores
 
+    def averaged(self, number: int) -> SavedRun:
+        """The supernet's weights as their mean over so many of its last epochs (`mean`). Raises
+        Failure where it has not kept as many."""
+        if not self.directory.finished:
+            raise Failure(
+                f"{self.directory.path} is not finished; expected the last epochs of a finished "
+                "run: continue it with --resume",
+                status=2,
+            )
+        with user_input():
+            kept = self.directory.kept()
+            if number > len(kept):
+                raise Failure(
+                    f"{self.directory.path} has kept the weights of {len(kept)} epochs, not "
+                    f"{number}; expected a run with --keep-checkpoints {number} at least",
+                    status=2,
+                )
+            states = [self.directory.load(name) for name in kept[-number:]]
+        weights = mean([state["weights"]["supernet"] for state in states if state])
+        return replace(self, weights={"supernet": weights})
+
     def supernet(self, execution: str = "sliced") -> Supernet:
         """The trained supernet, in evaluation mode."""
         import mnas
@@ -137,6 +158,21 @@ class SavedRun:
             raise Failure(
                 f"the checkpoint in {self.directory.path} does not fit {self.space.name}", 2
             ) from error
+
+
+def mean(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Of state dicts of one module, the last one the newest: each entry of each tensor by itself,
+    added up in float64; of whole numbers, which count, the newest (Izmailov et al., UAI 2018,
+    average weights so). Merged tensors need nothing more: an atom is a tensor of its own, and where
+    a path did not reach an entry, it is what it was an epoch before."""
+    import torch
+
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(0).to(newest.dtype)
+        if newest.is_floating_point()
+        else newest
+        for name, newest in states[-1].items()
+    }
 
 
 def open_run(path: Path, space: str | None = None) -> SavedRun:

@@ -97,6 +97,11 @@ class Trainer:
         return self.step > 0 and (self.finished or self.step % self.steps_per_epoch == 0)
 
     @property
+    def epochs_left(self) -> int:
+        """That have not ended; the last one may be a part."""
+        return math.ceil((self.total_steps - self.step) / self.steps_per_epoch)
+
+    @property
     def finished(self) -> bool:
         return self.step == self.total_steps
 

@@ -31,6 +31,8 @@ MODES = {
         "masked",
         "--bn",
         "stored",
+        "--keep-checkpoints",
+        2,
     ),
     "mil9, bf16": (
         "--mode",

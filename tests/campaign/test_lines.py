@@ -60,6 +60,7 @@ TOOLS = [
         {"--device": DEVICES, "--resolution": (*INTEGERS, "0", "1", "4097")},
         {"--checkpoint-every": INTEGERS, "--jobs": (*INTEGERS, "2"), "--start": PATHS},
         {"--data-root": PATHS[-2:], "--arch": WORDS, "--group": GROUPS},
+        {"--keep-checkpoints": (*INTEGERS, "0", "5")},
         # In place of a value: options of rules that are not the one that is meant.
         {"--paths-per-rank": ("--threads",), "--momentum-groups": ("2",), "--ghost": ("16",)},
         {"--temperature": ("2",), "--rank-weight": ("1",), "--decay-largest": ("1",)},
@@ -116,6 +117,7 @@ TOOLS = [
         {"--checkpoint": "none"},
         {"--checkpoint": PATHS, "--networks": INTEGERS, "--half": WORDS, "--bn": WORDS},
         {"--images": INTEGERS, "--bn-images": INTEGERS, "--seed": INTEGERS, "--out": PATHS},
+        {"--average": (*INTEGERS, "0")},
     ),
     (
         "study",

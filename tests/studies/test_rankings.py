@@ -78,6 +78,19 @@ def test_recipes_are_runs_that_differ_in_their_seed(found):
     assert (cost["training_seconds"], cost["scoring_seconds"]) == (60, 5)
 
 
+def test_scores_of_averaged_weights_are_a_recipe_of_their_own(tmp_path, space):
+    folder = write(tmp_path / "one", space, 0, noise=0.1, keep_checkpoints=3)
+    single, kept = rankings.read(folder), rankings.read(folder)
+    averaged = rankings.read(folder)
+    del single.training["config"]["keep_checkpoints"]
+    averaged.settings["average"] = 3
+    assert single.recipe == kept.recipe  # what is kept and not used makes no difference
+    names = [recipe.name for recipe in rankings.recipes([single, averaged])]
+    assert names == [
+        f"fair, 6 epochs, 16 px, {what}" for what in ("last checkpoint", "mean of 3 checkpoints")
+    ]
+
+
 def test_numbers_are_those_of_networks_one_by_one(found, space):
     recipes, of = found
     rows = {(r["recipe"], r["score"]): r for r in rankings.qualities(recipes, of, labels=(20,))}

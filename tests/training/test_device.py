@@ -117,7 +117,8 @@ def test_the_cpu_is_no_setting_and_a_gpu_that_is_not_there_is_refused(run, tmp_p
 
 @no_gpu
 def test_a_run_of_a_gpu_goes_on_with_one_alone(run, tmp_path):
-    from mnas.training.run_directory import RunDirectory, environment
+    from mnas.training.environment import environment
+    from mnas.training.run_directory import RunDirectory
 
     out = tmp_path / "run"
     assert run("train", "--mode", "supernet", *QUICK, "--out", out)[0] == 0
