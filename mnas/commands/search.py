@@ -1,6 +1,8 @@
 """Search a trained supernet for networks of a high validation accuracy at a low cost.
 
 - `mnas search --checkpoint runs/supernet-mil9-mnist-seed0 --max-macs 2000000`
+- `mnas search --checkpoint DIR --aims score --max-macs 2000000`: draws towards the best one within
+  the budget alone
 - `mnas search --checkpoint DIR --sampler tpe --storage search.log`: goes on after it was stopped
 - `mnas search --checkpoint DIR --by latency --max-latency 2.5`: milliseconds of exported networks,
   measured here
@@ -37,6 +39,8 @@ class Options:
     "How networks are drawn."
     trials: Count = 200
     "How many are drawn; those over a budget or drawn before count, and are not scored."
+    aims: Literal["score,cost", "score"] = "score,cost"
+    "The front of both, or the best network within the budgets, whatever else it costs."
     by: Literal["macs", "params", "latency"] = "macs"
     "The cost of the front."
     max_macs: Budget | None = None
@@ -131,6 +135,7 @@ def main(options: Options) -> None:
             score,
             trials=options.trials,
             sampler=options.sampler,
+            aims=options.aims,
             by=options.by,
             max_macs=options.max_macs,
             max_params=options.max_params,
@@ -150,7 +155,7 @@ def main(options: Options) -> None:
         )
     print(
         f"{len(found.networks)} of {run.space.size} networks scored on {len(split)} validation "
-        f"images; {len(found.front)} are on the front of accuracy and {options.by}"
+        f"images; {len(found.front)} are on the front of accuracy and {options.by}, the best last"
     )
     rows = [
         {"arch": n.arch, "val_top1": n.score, "params": n.params, "macs": n.macs}

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import optuna
 
 SAMPLERS = ("random", "tpe", "nsga2")
+AIMS = ("score,cost", "score")
+DIRECTIONS = ["maximize", "minimize"]
 COSTS = ("params", "macs", "latency")
 Measure = Callable[[list[Indices]], Sequence[float]]
 """Given the paths of distinct networks, a number for each."""
@@ -71,6 +73,7 @@ def search(
     *,
     trials: int = 100,
     sampler: str = "nsga2",
+    aims: str = "score,cost",
     by: str = "macs",
     max_params: int | None = None,
     max_macs: int | None = None,
@@ -82,7 +85,7 @@ def search(
     name: str | None = None,
     progress: Callable[[int], Any] = lambda _: None,
 ) -> Search:
-    """Search for networks of a high score and a low cost.
+    """Search for networks of a high score and a low cost, or of a high score within budgets.
 
     score: is given the paths of distinct networks within the budgets, and returns a number for
     each, the higher the better; no network is scored twice. Of a supernet, `lambda paths: [s.top1
@@ -90,10 +93,12 @@ def search(
     share once. trials: how many networks are drawn, those over a budget and
     those that were scored before included; it ends early if the whole space is known. sampler:
     "random", "tpe" (Ozaki et al., JAIR 2022) or "nsga2" (Deb et al., 2002), of which a batch is a
-    generation. by: the cost to be low, "macs", "params" or "latency". max_params, max_macs,
-    max_latency (ms): budgets. latency: is given the paths of distinct networks within the other
-    budgets, and returns the milliseconds of each; a network is measured once. Of a supernet,
-    `mnas.networks.Latency(net, images)`, which measures exported networks on this machine.
+    generation. aims: "score,cost" for the front of both; "score" for the best network within the
+    budgets, whatever else it costs. by: the cost of the front, "macs", "params" or "latency".
+    max_params, max_macs, max_latency (ms): budgets. latency: is given the paths of distinct
+    networks within the other budgets, and returns the milliseconds of each; a network is measured
+    once. Of a supernet, `mnas.networks.Latency(net, images)`, which measures exported networks on
+    this machine.
     progress: is told how many trials have ended since the last call.
 
     storage: a file, or a URL of a database that optuna takes; with the same settings a search goes
@@ -102,21 +107,21 @@ def search(
 
     Raises ValueError for options that are out of range, a storage with other settings, and scores
     that are no finite numbers."""
-    _check(space, score, trials, sampler, by, batch, max_params, max_macs)
+    _check(space, score, trials, sampler, aims, by, batch, max_params, max_macs)
     _check_latency(by, max_latency, latency)
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     budgets = {"params": max_params, "macs": max_macs, "latency": max_latency}
     settings = {"space": space.name, "networks": str(space.size), "sampler": sampler}
-    settings |= {"by": by, "seed": seed, "batch": batch, **budgets}
-    study = _study(storage, name or space.name)
+    settings |= {"aims": aims, "by": by, "seed": seed, "batch": batch, **budgets}
+    study = _study(storage, name or space.name, aims)
+    kept = {**study.user_attrs, "aims": AIMS[2 - len(study.directions)]}
     for key, value in settings.items():
-        known = study.user_attrs.get(key, value)
-        if known != value:
+        if kept.get(key, value) != value:
             raise ValueError(
-                f"the search {study.study_name!r} in {storage} has {key}={known!r}, not {value!r};"
-                " give it the same settings, or another name"
+                f"the search {study.study_name!r} in {storage} has {key}={kept[key]!r}, not "
+                f"{value!r}; give it the same settings, another storage or another name"
             )
         study.set_user_attr(key, value)
     known: dict[Indices, Found] = {}
@@ -152,7 +157,8 @@ def search(
                 trial.set_constraint("budget", excess[path])
                 value = 0.0 if path in over else known[path].score
                 # Without a latency it is over another budget; any number will do.
-                study.tell(trial, [value, prices[path][by] or 0.0])
+                values = [value, prices[path][by] or 0.0]
+                study.tell(trial, values[: len(study.directions)])
             ended += len(asked)
             progress(len(asked))
     networks = sorted(known.values(), key=lambda n: (-n.score, getattr(n, by), n.arch))
@@ -210,7 +216,7 @@ def _sampler(name: str, batch: int, seed: int) -> optuna.samplers.BaseSampler:
     return samplers.NSGAIISampler(seed=seed, population_size=batch)
 
 
-def _study(storage: str | Path | None, name: str) -> optuna.Study:
+def _study(storage: str | Path | None, name: str, aims: str) -> optuna.Study:
     """The study of this name, which may have trials already. Raises ValueError for a storage that
     cannot be used."""
     import optuna
@@ -232,12 +238,13 @@ def _study(storage: str | Path | None, name: str) -> optuna.Study:
         study = optuna.create_study(
             storage=where,
             study_name=name,
-            directions=["maximize", "minimize"],
+            directions=DIRECTIONS[: len(aims.split(","))],
             load_if_exists=True,
         )
-        aims = [direction.name for direction in study.directions]
+        directions = [direction.name.lower() for direction in study.directions]
         begun = bool(study.get_trials(deepcopy=False))
-        if aims != ["MAXIMIZE", "MINIMIZE"] or (begun and "space" not in study.user_attrs):
+        of_ours = directions == DIRECTIONS[: len(directions)]
+        if not of_ours or (begun and "space" not in study.user_attrs):
             raise ValueError(f"{name!r} there is a study of something else; give another name")
         return study
     except Exception as error:  # whatever files, databases and their drivers raise
@@ -264,7 +271,14 @@ def _mend(file: Path) -> None:
 
 
 def _check(
-    space: Any, score: Any, trials: Any, sampler: Any, by: Any, batch: Any, *budgets: Any
+    space: Any,
+    score: Any,
+    trials: Any,
+    sampler: Any,
+    aims: Any,
+    by: Any,
+    batch: Any,
+    *budgets: Any,
 ) -> None:
     if not isinstance(space, SearchSpace):
         raise ValueError(f"space is a {type(space).__name__}; expected a mnas.SearchSpace")
@@ -274,6 +288,8 @@ def _check(
         )
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler={sampler!r}; expected one of {', '.join(SAMPLERS)}")
+    if aims not in AIMS:
+        raise ValueError(f"aims={aims!r}; expected {' or '.join(map(repr, AIMS))}")
     if by not in COSTS:
         raise ValueError(f"by={by!r}; expected one of {', '.join(COSTS)}")
     named = {"trials": trials, "batch": batch}

@@ -1,5 +1,7 @@
 """Regret of search on nb_macro, against loops over the published rows."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -58,8 +60,10 @@ def test_a_search_takes_no_more_scores_than_it_may_and_goes_on(monkeypatch):
     monkeypatch.setattr(regret, "SEEDS", 1)
     first, *others = regret.rows_of(TABLE, "published", TRUTH - 100, [])
     assert others == list(regret.rows_of(TABLE, "published", TRUTH - 100, first))
-    assert [rows[0]["sampler"] for rows in (first, *others)] == list(regret.SAMPLERS)
+    found = [(rows[0]["aims"], rows[0]["sampler"]) for rows in (first, *others)]
+    assert found == list(itertools.product(regret.AIMS, regret.SAMPLERS))
     for rows in (first, *others):
+        assert [row["share"] for row in rows if row["pick"] == "best score"] == list(regret.SHARES)
         assert len(rows) == 2 * 4
         assert all(0 < row["scored"] <= 32 for row in rows)
         assert all(row["regret"] >= 0 for row in rows if not np.isnan(row["regret"]))

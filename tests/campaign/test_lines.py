@@ -105,7 +105,7 @@ TOOLS = [
         "search",
         {"--checkpoint": "none"},
         {"--checkpoint": PATHS, "--sampler": WORDS, "--trials": INTEGERS, "--batch": INTEGERS},
-        {"--max-macs": INTEGERS, "--storage": PATHS, "--out": PATHS},
+        {"--max-macs": INTEGERS, "--aims": WORDS, "--storage": PATHS, "--out": PATHS},
     ),
     (
         "export",

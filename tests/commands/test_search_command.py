@@ -51,6 +51,25 @@ def test_the_front_is_that_of_the_scores_and_goes_on(sampler, supernet, tmp_path
     assert all(json.loads(line) for line in kept.read_text().splitlines())
 
 
+def test_the_best_within_a_budget_is_the_last_line(supernet, tmp_path):
+    out, kept = tmp_path / "front.jsonl", tmp_path / "search.log"
+    arguments = ("--checkpoint", supernet, "--max-macs", 2_000_000, "--storage", kept)
+    done = tool("search", *arguments, "--aims", "score", "--out", out, validation=500)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 4 networks scored on 500 validation images" in done.stdout
+    net = mnas.Supernet(mnas.spaces.mil4())
+    state = torch.load(supernet / "checkpoint.pt", weights_only=True)
+    net.load_state_dict(state["weights"]["supernet"])
+    split, images = LOADED.validation.first(500), LOADED.train.first(1000).images
+    within = [p for p in net.space.paths() if mnas.cost(net.space, p).macs <= 2_000_000]
+    scores = mnas.evaluate_paths(net, within, split.images, split.labels, bn_images=images)
+    assert rows(out)[-1]["val_top1"] == max(score.top1 for score in scores)
+    assert done.stdout.splitlines()[-2].split()[0] == rows(out)[-1]["arch"]
+    done = tool("search", *arguments, validation=500)
+    assert done.returncode == 2
+    assert "has aims='score', not 'score,cost'" in done.stderr.splitlines()[-1]
+
+
 def test_latency_is_a_budget_and_a_cost(supernet, tmp_path):
     out = tmp_path / "front.jsonl"
     arguments = ("--checkpoint", supernet, "--by", "latency", "--max-latency", 60_000)
@@ -69,6 +88,7 @@ def test_mistakes_are_one_line(supernet, tmp_path, monkeypatch, capsys):
         (("--max-macs", 1000), "none of"),
         (("--sampler", "best"), "sampler"),
         (("--trials", 0), "trials"),
+        (("--aims", "cost"), "aims"),
         (("--storage", tmp_path), "cannot hold a search"),
         (("--storage", tmp_path / "no" / "file"), "is no directory"),
         (("--out", supernet / "config.json"), "exists"),

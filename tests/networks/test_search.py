@@ -81,6 +81,56 @@ def test_nothing_over_a_budget_is_scored(sampler, mil9):
     assert {n.arch for n in found.front} == true_front(mil9, score.table, "macs", most)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("most", [None, 4])
+def test_with_the_score_as_only_aim_the_best_within_the_budget_is_found(sampler, most, mil9):
+    score = Scorer(mil9)
+    costs = {arch: mnas.cost(mil9, mil9.parse(arch)).macs for arch in score.table}
+    budget = most and sorted(costs.values())[most]
+    found = mnas.search(
+        mil9, score, trials=200, sampler=sampler, aims="score", max_macs=budget, batch=8
+    )
+    within = {a: s for a, s in score.table.items() if budget is None or costs[a] <= budget}
+    assert {n.arch: n.score for n in found.networks} == within
+    assert found.networks[0].arch == found.front[-1].arch == max(within, key=within.__getitem__)
+    assert len(score.asked) == len(set(score.asked))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_a_second_aim_draws_elsewhere(sampler):
+    """The score is what cost would have: a second aim, few MACs, pulls against it."""
+    space = mnas.spaces.nb_macro()
+    largest = mnas.cost(space, (2,) * 8).macs
+    macs = {}
+
+    def score(paths):
+        macs.update({path: mnas.cost(space, path).macs / largest for path in paths})
+        return [macs[path] for path in paths]
+
+    means = []
+    for aims in ("score", "score,cost"):
+        macs.clear()
+        mnas.search(space, score, trials=160, sampler=sampler, aims=aims)
+        means.append(sum(sorted(macs.values())[-20:]) / 20)
+    assert means[0] > means[1]
+
+
+def test_a_search_of_one_aim_goes_on_and_is_told_from_one_of_two(mil9, tmp_path):
+    options = {"storage": tmp_path / "search.log", "sampler": "tpe", "batch": 2}
+    first = Scorer(mil9)
+    mnas.search(mil9, first, trials=4, aims="score", **options)
+    again = Scorer(mil9)
+    found = mnas.search(mil9, again, trials=300, aims="score", **options)
+    assert not set(first.asked) & set(again.asked)
+    assert {n.arch: n.score for n in found.networks} == again.table
+    for aims, other in (("score", "score,cost"), ("score,cost", "score")):
+        options["name"] = aims  # of a study of its own
+        mnas.search(mil9, Scorer(mil9), trials=2, aims=aims, **options)
+        message = f"has aims='{aims}', not '{other}'; give it the same settings, another storage"
+        with pytest.raises(ValueError, match=message):
+            mnas.search(mil9, Scorer(mil9), trials=4, aims=other, **options)
+
+
 def test_front_of_random_tables_equals_all_against_all(mil9):
     for seed in range(50):
         scores = {arch: round(value, 1) for arch, value in table(mil9, seed).items()}  # with ties
@@ -252,6 +302,7 @@ def test_networks_are_measured_in_turns():
     ("options", "message"),
     [
         ({"sampler": "best"}, "sampler='best'; expected one of random, tpe, nsga2"),
+        ({"aims": "cost"}, "aims='cost'; expected 'score,cost' or 'score'"),
         ({"by": "seconds"}, "by='seconds'; expected one of params, macs, latency"),
         ({"by": "latency"}, 'by="latency" needs latency=, a function of paths'),
         ({"max_latency": 2}, "max_latency=2 needs latency=, a function of paths"),
