@@ -194,7 +194,7 @@ def _train(
         _to_the_end(trainer, report, save, checkpoint_every, processes, how)
     seconds = time.monotonic() - begun
     summary = {**identity(run.config), "train_seconds": round(seconds, 2), "steps": trainer.step}
-    summary["paths"] = _results(trainer, data)
+    summary["paths"] = results(trainer, data)
     with writing(directory.path):
         directory.finish(summary, trainer.rows, seconds)
     processes.of_first()
@@ -359,7 +359,7 @@ def _epoch_line(trainer: Trainer) -> str:
     return f"epoch {trainer.epoch}{'  val top-1 %: ' if scores else ''}{scores}"
 
 
-def _results(trainer: Trainer, data: Data) -> list[dict[str, Any]]:
+def results(trainer: Trainer, data: Data) -> list[dict[str, Any]]:
     """The test accuracy and the cost of every network that was watched."""
     from mnas import cost
     from mnas.storage import bits
