@@ -209,7 +209,7 @@ def _train(trainer: Trainer, name: str, shown: Progress) -> float:
 @functools.cache
 def _commit() -> dict[str, Any]:
     """Of the code that this process runs."""
-    from mnas.training.run_directory import git_commit
+    from mnas.training.environment import git_commit
 
     commit = git_commit(Path(__file__).parent) or ""
     return {"commit": commit.removesuffix("-dirty"), "dirty": commit.endswith("-dirty")}
