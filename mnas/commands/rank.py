@@ -3,6 +3,7 @@ accuracies.
 
 - `mnas rank --checkpoint RUN --data-root DIR`: all networks that have a published accuracy
 - `mnas rank --checkpoint RUN --networks 600`: so many paths, drawn by the seed
+- `mnas rank alone --score synflow`: networks by themselves, before or after a short training
 - `mnas rank compare rankings/* --out DIR`: several supernets beside each other, with a figure
 
 The same command continues what was stopped. Comparisons are of the half of the networks that
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from mnas.commands import compare
+from mnas.commands import alone, compare
 from mnas.commands.options import Count, Seed, UserPath
 from mnas.errors import Failure, user_input, writing
 from mnas.training import runtime
@@ -60,12 +61,13 @@ class Options:
 
 
 app = App(help=__doc__, help_format="markdown", version_flags=())
+app.command(alone.app)
 app.command(compare.app)
 
 
 @app.default
 def main(options: Options) -> None:
-    number = _number(options.networks)
+    number = number_of(options.networks)
     import hashlib
 
     from tqdm.auto import tqdm
@@ -147,7 +149,7 @@ def main(options: Options) -> None:
     print(page, end="")
 
 
-def _number(text: str) -> int | None:
+def number_of(text: str) -> int | None:
     """None for all. Raises Failure for what is no number of networks."""
     if text == "all":
         return None

@@ -70,10 +70,13 @@ def _losses(rows: list[dict[str, Any]]) -> NDArray[np.float64]:
 Scores = Mapping[str, NDArray[np.float64]]
 
 
-def compare(table: Table, scores: Scores, half: str) -> list[dict[str, Any]]:
+def compare(
+    table: Table, scores: Scores, half: str, of: str = "supernet, "
+) -> list[dict[str, Any]]:
     """Quality of each score on the networks of a half ("choosing", "reporting" or "both") of which
     there is a score, the mean over their paths; of the baselines on the same networks; and of one
-    training. The exchange rate is by linear models fitted to networks of the other half.
+    training. The exchange rate is by linear models fitted to networks of the other half. of: what
+    stands before the names of scores.
 
     Raises ValueError for too few networks."""
     distinct = table.distinct
@@ -88,7 +91,7 @@ def compare(table: Table, scores: Scores, half: str) -> list[dict[str, Any]]:
         quality = of_half.quality(values[judged])
         overall, within = ranking.of_networks(values[judged], of_half)
         noise = {"tau_interval": overall, "within_interval": within}
-        rows.append({"score": f"supernet, {name}", **_of(quality, curve), **noise})
+        rows.append({"score": f"{of}{name}", **_of(quality, curve), **noise})
     for name, values in baselines(distinct).items():
         rows.append({"score": name, **_of(of_half.quality(values[judged]), curve)})
     return [{**row, "networks": len(judged), "half": half} for row in rows]

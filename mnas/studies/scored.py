@@ -56,6 +56,27 @@ class Chunk(Struct, forbid_unknown_fields=True):
     macs_alone: NotNegative
 
 
+def begun(folder: Folder, settings: dict[str, Any]) -> bool:
+    """Whether a folder has scores already, to go on from. Raises FolderError where they are with
+    other settings, and for what is no new directory."""
+    path = folder.path
+    if "settings.json" in folder.names():
+        known = strict_json.parse(folder.read("settings.json"), dict, path)
+        for key in [*known, *settings]:
+            if known.get(key) != settings.get(key):
+                raise FolderError(
+                    f"{path} has scores with {key}={known.get(key)!r}, not "
+                    f"{settings.get(key)!r}; give another --out"
+                )
+        return True
+    if path.exists() and not path.is_dir():
+        raise FolderError(f"{path} is a file; give --out a directory")
+    others = path.exists() and any(not file.name.startswith(".") for file in path.iterdir())
+    if others and not folder.unwritten():  # what a kill leaves of the first write
+        raise FolderError(f"{path} holds other files; give another --out")
+    return False
+
+
 class Scores:
     """rows.jsonl has a row for each path so far, in the order of paths; chunks.jsonl what they
     took; correct.npz which images each path was right on, except in folders from before it did.
@@ -66,28 +87,11 @@ class Scores:
         self.rows: list[dict[str, Any]] = []
         self.chunks: list[dict[str, Any]] = []
         self.correct: list[Bits] | None = []
-        if "settings.json" not in self._folder.names():
-            self._check_empty()
-        else:
-            known = strict_json.parse(self._folder.read("settings.json"), dict, path)
-            for key in [*known, *settings]:
-                if known.get(key) != settings.get(key):
-                    raise FolderError(
-                        f"{path} has scores with {key}={known.get(key)!r}, not "
-                        f"{settings.get(key)!r}; give another --out"
-                    )
+        if begun(self._folder, settings):
             self.rows, self.chunks = self._read("rows", Row), self._read("chunks", Chunk)
             found = read_correct(self._folder, len(self.rows))
             self.correct = None if found is None else list(found)
         self.settings = settings
-
-    def _check_empty(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise FolderError(f"{self.path} is a file; give --out a directory")
-        if self.path.exists() and any(not f.name.startswith(".") for f in self.path.iterdir()):
-            if self._folder.unwritten():
-                return  # a kill left this of the first write
-            raise FolderError(f"{self.path} holds other files; give another --out")
 
     def _read(self, name: str, kind: type) -> list[dict[str, Any]]:
         file = f"{name}.jsonl"
