@@ -10,6 +10,7 @@ and scored. Protocol: docs/protocol-ranking.md, Changes. Neither part needs a GP
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -87,12 +88,18 @@ def score(directory: Path, data_root: Path, out: Path) -> None:
     scores.score(run.supernet(), paths, split, bn_images)
 
 
+@functools.cache
+def space_of(table: Table) -> mnas.SearchSpace:
+    """One for all searches: it knows what its networks cost."""
+    return mnas.spaces.get(table.name)
+
+
 def searched(
     table: Table, values: Values, sampler: str, seed: int, aims: str, most: int | None = None
 ) -> list[int]:
     """The distinct networks that a search of at most 500 scores has scored, values (distinct,)
     being their scores. most: a budget of MACs."""
-    space = mnas.spaces.get(table.name)
+    space = space_of(table)
 
     def of_paths(paths: list[tuple[int, ...]]) -> list[float]:
         return [float(values[table.network[table.rows[path]]]) for path in paths]

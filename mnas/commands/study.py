@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from mnas.commands.options import Count, Device, Positive, Seed, UserPath, list_spaces
-from mnas.errors import Failure, user_input, writing
+from mnas.errors import Failure, check_extra, user_input, writing
 from mnas.studies.plans import FINE_TUNING, RECIPES, Plan, of_rules, step_costs
 from mnas.studies.results import Study, TooEarly, study_folder
 from mnas.training import runtime
@@ -78,6 +78,8 @@ class Options:
     "Use only the first N training images."
     limit_test: Count | None = None
     "Use only the first N test images."
+    log: Literal["tensorboard"] | None = None
+    "tensorboard: also scalars of every run that is trained, in tensorboard/ of its directory."
 
 
 ABOUT = (
@@ -155,6 +157,9 @@ def main(options: Options | None = None) -> None:
         print(list_spaces())
         return
 
+    if options.log:
+        check_extra("log", options.log)
+
     from mnas.storage.strict_json import FolderError
     from mnas.training import one_run
     from mnas.training.run_directory import RunDirectory
@@ -199,9 +204,10 @@ def main(options: Options | None = None) -> None:
     except ValueError as error:
         raise Failure(f"{error}: --runs", status=2) from error
     number = sum(map(len, runs.values()))
+    scalars = f"; scalars: tensorboard --logdir {root}" if options.log else ""
     print(
         f"study of {space.name} on {options.dataset}: {number} runs, {jobs} at a time; report in "
-        f"{out}",
+        f"{out}{scalars}",
         flush=True,
     )
 
@@ -257,7 +263,7 @@ def _study(
     stopped = False
     for after in (False, True):  # fine-tuning begins with the supernets
         now = [run for arm, of_arm in runs.items() for run in of_arm if bool(arm.after) is after]
-        ended = sweep.train(now, jobs, options.data_root, checkpoint_every=500)
+        ended = sweep.train(now, jobs, options.data_root, checkpoint_every=500, log=options.log)
         outcomes |= {run.path: outcome for run, outcome in zip(now, ended, strict=True)}
         stopped = any(isinstance(outcome, Failure) and outcome.status > 128 for outcome in ended)
         if stopped:

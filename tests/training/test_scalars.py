@@ -86,6 +86,26 @@ def test_runs_of_a_sweep_have_scalars_each(tmp_path):
         assert len(found[f"val_top1/{arch}"]) == 2
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_runs_of_a_study_have_scalars_each(jobs, tmp_path):
+    runs = tmp_path / "runs"
+    options = ("--limit-train", 160, "--limit-test", 50, "--threads", 1, "--jobs", jobs)
+    options += ("--networks", 2, "--space", "mil9", "--out", tmp_path / "out", "--runs", runs)
+    done = tool("study", *options, "--log", "tensorboard", validation=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"; scalars: tensorboard --logdir {runs}\n" in done.stdout
+    trained = [config.parent for config in runs.rglob("config.json")]
+    assert len(trained) == 3
+    for run in trained:
+        metrics = rows(run / "metrics.jsonl")
+        found = read(run)
+        for arch in {row["arch"] for row in metrics}:
+            expected = [
+                (r["step"], pytest.approx(r["val_top1"])) for r in metrics if r["arch"] == arch
+            ]
+            assert found[f"val_top1/{arch}"] == expected
+
+
 def test_what_is_missing_or_unknown_is_one_line(monkeypatch, capsys, tmp_path):
     out = tmp_path / "run"
     status, _, error = in_process(
@@ -103,6 +123,9 @@ def test_what_is_missing_or_unknown_is_one_line(monkeypatch, capsys, tmp_path):
     )
     expected = "error: tensorboard is not installed; pip install 'mnas[log]'\n"
     assert (status, error) == (2, expected)
+    line = ("--out", out, "--runs", out, "--log", "tensorboard")
+    status, printed, error = in_process(monkeypatch, capsys, "study", *line)
+    assert (status, printed, error) == (2, "", expected)
     assert not out.exists()
 
 
