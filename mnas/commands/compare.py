@@ -1,4 +1,5 @@
-"""Rankings of several supernets beside each other, from the rows that `mnas rank` has written.
+"""Rankings of several supernets beside each other, from the rows that `mnas rank` has written, and
+of networks by themselves, from `mnas rank alone`.
 
 - `mnas rank compare rankings/* --out results/ranking/compared`
 
@@ -19,7 +20,7 @@ app = App(name="compare", help=__doc__, help_format="markdown", version_flags=()
 
 @app.default
 def main(
-    *rankings: Annotated[UserPath, Parameter(help="Folders of mnas rank.")],
+    *rankings: Annotated[UserPath, Parameter(help="Folders of mnas rank and mnas rank alone.")],
     out: Annotated[UserPath, Parameter(help="Where tables, rows and figure are written.")],
     half: Annotated[
         Literal["choosing", "reporting", "both"],
@@ -33,13 +34,19 @@ def main(
     from mnas import spaces
     from mnas.storage import strict_json
     from mnas.storage.files import write_atomically
+    from mnas.studies import alone_rankings, rankings_page
     from mnas.studies import rankings as studied
-    from mnas.studies import rankings_page
 
+    by_themselves = [path for path in rankings if alone_rankings.is_alone(path)]
+    supernets_of = [path for path in rankings if path not in by_themselves]
+    if not supernets_of:
+        raise Failure("no ranking is of a supernet; expected one at least to compare with", 2)
     with user_input():
-        read = [studied.read(path) for path in rankings]
+        read = [studied.read(path) for path in supernets_of]
         recipes = studied.recipes(read)
+        read_alone = [alone_rankings.read(path) for path in by_themselves]
         of = studied.judged(read, half)
+        alone = alone_rankings.qualities(read_alone, of)
     supernets = studied.qualities(recipes, of)
     space = spaces.get(of.table.name)
     found = rankings_page.Found(
@@ -49,13 +56,14 @@ def main(
         free=studied.free(of),
         trained=studied.trained(of),
         supernets=supernets,
+        alone=alone,
         differences=studied.differences(supernets),
         effects=studied.effects(recipes, of),
         candidates=[str(value) for value in space.choices[-1]],
     )
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        for name in ("free", "trained", "supernets", "differences", "effects"):
+        for name in ("free", "trained", "supernets", "alone", "differences", "effects"):
             write_atomically(out / f"{name}.jsonl", strict_json.lines(getattr(found, name)))
         rankings_page.draw(found, out / "tau.png")
         text = rankings_page.page(found)

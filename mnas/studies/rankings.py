@@ -225,6 +225,18 @@ def judged(rankings: Sequence[Ranking], half: str, draws: int = 200) -> Judged:
     table = rankings[0].table
     known = ~np.isnan(np.array([values for one in rankings for values in one.scores.values()]))
     numbers, fitted = compared.networks_of(half, len(table.distinct), known.all(0))
+    return judged_on(table, half, numbers, fitted, draws)
+
+
+def judged_on(
+    table: Table,
+    half: str,
+    numbers: NDArray[np.int64],
+    fitted: NDArray[np.int64],
+    draws: int = 200,
+) -> Judged:
+    """Distinct networks by their numbers, with the curves of linear models that are fitted to
+    others."""
     found = Judged(table, half, numbers, fitted)
     every = found.everything
     for metric in ("tau", "within"):

@@ -34,6 +34,7 @@ class Found:
     free: Sequence[Row]
     trained: Sequence[Row]
     supernets: Sequence[Row]
+    alone: Sequence[Row]
     differences: Sequence[Row]
     effects: Sequence[Row]
     candidates: Sequence[str]
@@ -55,6 +56,12 @@ trainings (50 epochs of the largest network; docs/ranking.md). Made by `mnas ran
 {_free(found)}
 
 {_trained(found)}
+
+## Networks by themselves
+On those of the networks above that have a score, as many as the table says; cost and seconds are of
+all that were scored, not only of these.
+
+{_alone(found)}
 
 ## What recipes cost
 {_costs(found)}
@@ -99,6 +106,24 @@ def _free(found: Found) -> str:
         for row in found.free
     ]
     return markdown(body, ["score", *HEADERS.values(), "worth networks"])
+
+
+def _alone(found: Found) -> str:
+    body = [
+        [
+            row["score"],
+            str(len(row["seeds"])),
+            str(row["networks"]),
+            *(shown(*row[metric], DIGITS[metric]) for metric in HEADERS),
+            networks_shown(row["worth"]),
+            str(row["scored"]),
+            _number(row["total"]),
+            f"{row['seconds']:,.0f}",
+        ]
+        for row in found.alone
+    ]
+    headers = ["score", "seeds", "networks", *HEADERS.values(), "worth networks"]
+    return markdown(body, [*headers, "scored", "cost", "s"]) if body else "None."
 
 
 def _trained(found: Found) -> str:
@@ -193,7 +218,8 @@ def draw(found: Found, file: Path) -> None:
 
 def _panel(ax: Any, found: Found, metric: str) -> None:
     rows = [row for row in found.supernets if row["total"] is not None]
-    left = min([row["total"] for row in rows] + [found.trained[0]["cost"]]) / 12
+    costs = [row["total"] for row in (*rows, *found.alone)]
+    left = min([*costs, found.trained[0]["cost"]]) / 12
     right = found.trained[-1]["cost"] * 2
     ax.set_xscale("log")
     ax.set_xlim(left / 1.5, right)
@@ -202,7 +228,8 @@ def _panel(ax: Any, found: Found, metric: str) -> None:
     ax.axhspan(low, high, color="0.85", zorder=0)
     middle = (low + high) / 2
     ax.text(left * 40, middle, "one training of each network", fontsize=8, va="center")
-    floor = min(row[metric][0] for row in (*rows, *found.trained[1:])) - 0.12
+    shown_rows = (*rows, *found.trained[1:], *found.alone)
+    floor = min(row[metric][0] for row in shown_rows) - 0.12
     inside = [row for row in scores if row[metric] > floor]
     for row, y in zip(inside, _apart([s[metric] for s in inside], 0.022), strict=True):
         ax.plot([left / 1.5, left], [row[metric]] * 2, color="black", linewidth=1.5)
@@ -228,6 +255,28 @@ def _panel(ax: Any, found: Found, metric: str) -> None:
         fontsize=8,
     )
     _supernet_points(ax, rows, metric)
+    _alone_points(ax, found.alone, metric)
+
+
+def _alone_points(ax: Any, rows: Sequence[Row], metric: str) -> None:
+    """Each with its own name; hollow where it is of fewer networks than the others."""
+    most = max((row["networks"] for row in rows), default=0)
+    for row in rows:
+        mean, low, high = row[metric]
+        ax.errorbar(
+            row["total"],
+            mean,
+            bars([mean], [low], [high]),
+            fmt="o",
+            color="0.3",
+            markerfacecolor="0.3" if row["networks"] == most else "white",
+            markersize=4,
+            elinewidth=0.7,
+            capsize=2,
+        )
+        few = "" if row["networks"] == most else f" ({row['networks']} networks)"
+        place = {"xytext": (5, -3), "textcoords": "offset points"}
+        ax.annotate(f"{row['score']}{few}", (row["total"], mean), fontsize=7, color="0.3", **place)
 
 
 def _supernet_points(ax: Any, rows: Sequence[Row], metric: str) -> None:
