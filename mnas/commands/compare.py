@@ -34,7 +34,7 @@ def main(
     from mnas import spaces
     from mnas.storage import strict_json
     from mnas.storage.files import write_atomically
-    from mnas.studies import alone_rankings, rankings_page
+    from mnas.studies import alone_rankings, rankings_figure, rankings_page
     from mnas.studies import rankings as studied
 
     by_themselves = [path for path in rankings if alone_rankings.is_alone(path)]
@@ -65,7 +65,7 @@ def main(
         out.mkdir(parents=True, exist_ok=True)
         for name in ("free", "trained", "supernets", "alone", "differences", "effects"):
             write_atomically(out / f"{name}.jsonl", strict_json.lines(getattr(found, name)))
-        rankings_page.draw(found, out / "tau.png")
+        rankings_figure.draw(found, out / "tau.png")
         text = rankings_page.page(found)
         write_atomically(out / "README.md", text)
     print(text, end="")

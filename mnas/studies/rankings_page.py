@@ -1,22 +1,17 @@
-"""Tables and figure of rankings beside each other, from the rows of `mnas.studies.rankings`."""
+"""Tables of rankings beside each other, from the rows of `mnas.studies.rankings`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mnas.studies.compared import networks_shown
 from mnas.studies.pages import markdown, shown
-from mnas.studies.plotting import MARKERS, bars, figure
 
 Row = dict[str, Any]
-PANELS = (("tau", "Kendall's tau, all networks"), ("within", "Kendall's tau within equal depth"))
-COLOURS = ("C0", "C1", "C3", "C5", "C4", "C8", "C6")  # the palette without its palest greys
 DIGITS = {"within": 3, "equal": 2, "tau": 3, "top10": 2, "top50": 2}
 HEADERS = {
     **{"within": "tau within depth", "equal": "regret, equal MACs", "tau": "tau"},
@@ -202,153 +197,3 @@ def message(found: Found) -> str:
     networks = row["worth"][0]
     worth = f"{networks:.0f} trained networks" if np.isfinite(networks) else "any linear model"
     return f"A supernet for {row['total']:.2g} of a full training ranks as well as {worth}."
-
-
-def draw(found: Found, file: Path) -> None:
-    """tau, and tau within depth, against compute."""
-    with figure(file, 2, width=5.6, height=4.6) as axes:
-        for ax, (metric, label) in zip(axes, PANELS, strict=True):
-            _panel(ax, found, metric)
-            ax.set_ylabel(label)
-            ax.set_xlabel("compute, in full trainings of the largest network")
-        axes[0].figure.suptitle(message(found), fontsize=12, fontweight="bold")
-        axes[0].set_title(f"{found.title}, {found.networks:,} networks", fontsize=9)
-        axes[1].set_title(f"half: {found.half}; bars: 95 % over seeds", fontsize=9)
-
-
-def _panel(ax: Any, found: Found, metric: str) -> None:
-    rows = [row for row in found.supernets if row["total"] is not None]
-    costs = [row["total"] for row in (*rows, *found.alone)]
-    left = min([*costs, found.trained[0]["cost"]]) / 12
-    right = found.trained[-1]["cost"] * 2
-    ax.set_xscale("log")
-    ax.set_xlim(left / 1.5, right)
-    ceiling, *scores = found.free
-    low, high = ceiling[f"{metric}_range"]
-    ax.axhspan(low, high, color="0.85", zorder=0)
-    middle = (low + high) / 2
-    ax.text(left * 40, middle, "one training of each network", fontsize=8, va="center")
-    shown_rows = (*rows, *found.trained[1:], *found.alone)
-    floor = min(row[metric][0] for row in shown_rows) - 0.12
-    inside = [row for row in scores if row[metric] > floor]
-    for row, y in zip(inside, _apart([s[metric] for s in inside], 0.022), strict=True):
-        ax.plot([left / 1.5, left], [row[metric]] * 2, color="black", linewidth=1.5)
-        ax.text(left * 1.15, y, row["score"], fontsize=7.5, va="center")
-    below = [f"{row['score']} {row[metric]:.2f}" for row in scores if row not in inside]
-    if below:
-        text = "below: " + ", ".join(below)
-        ax.text(0.01, 0.01, text, fontsize=7.5, va="bottom", transform=ax.transAxes)
-    ax.set_ylim(floor, high + 0.04)
-
-    x, (y, lows, highs) = (
-        [r["cost"] for r in found.trained],
-        np.transpose([r[metric] for r in found.trained]),
-    )
-    ax.plot(x, y, color="black", linewidth=1.2)
-    ax.fill_between(x, lows, highs, color="black", alpha=0.1, linewidth=0)
-    middle = next(n for n, r in enumerate(found.trained) if r["networks"] >= 70)
-    ax.annotate(
-        "linear model on\nN trained networks",
-        (x[middle], y[middle]),
-        (10, -34),
-        textcoords="offset points",
-        fontsize=8,
-    )
-    _supernet_points(ax, rows, metric)
-    _alone_points(ax, found.alone, metric)
-
-
-def _alone_points(ax: Any, rows: Sequence[Row], metric: str) -> None:
-    """Each with its own name; hollow where it is of fewer networks than the others."""
-    most = max((row["networks"] for row in rows), default=0)
-    for row in rows:
-        mean, low, high = row[metric]
-        ax.errorbar(
-            row["total"],
-            mean,
-            bars([mean], [low], [high]),
-            fmt="o",
-            color="0.3",
-            markerfacecolor="0.3" if row["networks"] == most else "white",
-            markersize=4,
-            elinewidth=0.7,
-            capsize=2,
-        )
-        few = "" if row["networks"] == most else f" ({row['networks']} networks)"
-        place = {"xytext": (5, -3), "textcoords": "offset points"}
-        ax.annotate(f"{row['score']}{few}", (row["total"], mean), fontsize=7, color="0.3", **place)
-
-
-def _supernet_points(ax: Any, rows: Sequence[Row], metric: str) -> None:
-    """A recipe is a colour, a score a marker; recipes of equal cost stand side by side. That with
-    the best score is shown with trained networks, too."""
-    plain = list(dict.fromkeys(row["score"] for row in rows if not row["trained"]))
-    names = list(dict.fromkeys(row["recipe"] for row in rows))
-    costs = {row["recipe"]: row["total"] for row in rows if not row["trained"]}
-    place, last = {}, 0.0
-    for name in sorted(names, key=lambda n: costs[n]):
-        place[name] = last = max(costs[name], 1.3 * last)
-    leader = max((row for row in rows if not row["trained"]), key=lambda row: row["tau"][0])[
-        "recipe"
-    ]
-    labelled: set[str] = set()
-    for number, name in enumerate(names):
-        colour = COLOURS[number % len(COLOURS)]
-        own = [row for row in rows if row["recipe"] == name]
-        points = [(row["score"], row[metric]) for row in own if not row["trained"]]
-        ax.plot([place[name]] * 2, _ends([p[1][0] for p in points]), color=colour, linewidth=0.8)
-        for score, (mean, low, high) in points:
-            ax.errorbar(
-                place[name],
-                mean,
-                bars([mean], [low], [high]),
-                fmt=MARKERS[plain.index(score) % len(MARKERS)],
-                color=colour,
-                markersize=5,
-                elinewidth=0.7,
-                capsize=2,
-                label=None if score in labelled else score,
-            )
-            labelled.add(score)
-        more = [row for row in own if row["trained"]]
-        if more and name == leader:
-            x, y = [row["total"] for row in more], [row[metric][0] for row in more]
-            ax.plot(x, y, color=colour, linewidth=1, marker=".", linestyle="--")
-            ax.annotate(
-                f"{name},\nsmoothed + N trained",
-                (x[0], y[0]),
-                (-6, -4),
-                textcoords="offset points",
-                fontsize=7.5,
-                color=colour,
-                ha="right",
-                va="center",
-            )
-        ax.annotate(
-            name,
-            (place[name], min(mean for _, (mean, _, _) in points)),
-            (4, -8 - 9 * _row(place, name)),
-            textcoords="offset points",
-            fontsize=7.5,
-            color=colour,
-            ha="left",
-        )
-    ax.legend(fontsize=7.5, loc="lower right", title="supernet, score", title_fontsize=7.5)
-
-
-def _row(place: dict[str, float], name: str) -> int:
-    """Names of neighbours in cost stand in lines of their own, below each other."""
-    order = sorted(place, key=lambda other: -place[other])
-    return order.index(name) % 4
-
-
-def _ends(values: Sequence[float]) -> tuple[float, float]:
-    return min(values), max(values)
-
-
-def _apart(values: Sequence[float], gap: float) -> list[float]:
-    """Heights of labels in the order of the values, no two nearer than the gap."""
-    order, placed = np.argsort(values), np.array(values, float)
-    for before, after in pairwise(order):
-        placed[after] = max(placed[after], placed[before] + gap)
-    return placed.tolist()

@@ -97,3 +97,26 @@ def test_the_title_of_a_front_says_what_half_a_point_of_accuracy_would_save():
     )
     alone = Search(networks[:1], networks[:1], 1)
     assert fronts.message(alone, "macs") == "Best of 1: 95.0 % at 4 M MACs"
+
+
+sides = st.floats(1, 60)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 900), st.floats(0, 900), sides, sides), min_size=1, max_size=12)
+)
+def test_names_beside_points_lie_over_no_point_and_no_other_name(given_points):
+    """A place of 900 by 900 has room for twelve names of 60 by 60 at most."""
+    points, sizes = [g[:2] for g in given_points], [g[2:] for g in given_points]
+    marks = [(x - 2, y - 2, x + 2, y + 2) for x, y in points]
+    found = labels.beside_points(points, sizes, marks, (-100, -100, 1000, 1000), 6)
+
+    def apart(a, b):
+        return a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+    for number, ((left, bottom, right, top), size) in enumerate(zip(found, sizes, strict=True)):
+        assert (right - left, top - bottom) == pytest.approx(size)
+        assert -100 <= left < right <= 1000
+        assert -100 <= bottom < top <= 1000
+        others = [*found[:number], *found[number + 1 :], *marks]
+        assert all(apart(found[number], other) for other in others)

@@ -1,6 +1,7 @@
 """Rankings beside each other: rows made of published accuracies, numbers against naive ones."""
 
 import json
+from itertools import combinations
 from statistics import fmean
 
 import numpy as np
@@ -14,7 +15,15 @@ from mnas.errors import Failure
 from mnas.storage import strict_json
 from mnas.storage.files import Folder
 from mnas.storage.strict_json import FolderError
-from mnas.studies import compute, ranking, rankings, scored, statistics
+from mnas.studies import (
+    compute,
+    ranking,
+    rankings,
+    rankings_figure,
+    rankings_page,
+    scored,
+    statistics,
+)
 
 TABLE = reference.get("nb_macro")
 CONFIG = {
@@ -216,10 +225,55 @@ def test_the_command_writes_the_same_tables_rows_and_figure_twice(folders, tmp_p
     assert capsys.readouterr().out == 2 * text
     assert "of a full training ranks as well as" in text
     files = sorted(file.name for file in (tmp_path / "one").iterdir())
-    tables = [f"{n}.jsonl" for n in ("differences", "effects", "free", "supernets", "trained")]
+    names = ("alone", "differences", "effects", "free", "supernets", "trained")
+    tables = [f"{name}.jsonl" for name in names]
     assert files == sorted(["README.md", "tau.png", *tables])
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     rows = list(map(json.loads, (tmp_path / "one" / "free.jsonl").read_text().splitlines()))
     low, high = rows[0]["tau_range"]
     assert low < rows[0]["tau"] < high
+
+
+def test_the_figure_shows_thirty_rankings_without_names_over_each_other(
+    found, tmp_path, monkeypatch
+):
+    recipes, of = found
+    rows = rankings.qualities(recipes, of, labels=(20, 100))
+    own, more = [row for row in rows if row["recipe"] == recipes[0].name], []
+    for number, rule in enumerate(("fair", "rule sandwich", "rule fair", "uniform")):
+        for epochs in (2, 6, 15):
+            for pixels in (16, 32):
+                name = f"{rule}, {epochs} epochs, {pixels} px, last checkpoint"
+                cost = 0.004 * epochs * pixels / 16 * (1 + number / 2)
+                more += [
+                    {**row, "recipe": name, "total": cost} for row in own if not row["trained"]
+                ]
+    free = rankings.free(of)
+    alone = [
+        {**own[0], "score": f"zero-cost {n}", "total": 1e-4 * n, "networks": 100 + n}
+        for n in (1, 9)
+    ]
+    made = rankings_page.Found(
+        *("nb_macro", "choosing", len(of.numbers), free, rankings.trained(of), rows + more, alone),
+        *([], [], ["identity", "3x3", "5x5"]),
+    )
+    drawn = []
+    monkeypatch.setattr(rankings_figure, "_write", lambda *arguments: drawn.append(arguments))
+    rankings_figure.draw(made, tmp_path / "tau.png")
+    for ax in {id(arguments[0]): arguments[0] for arguments in drawn}.values():
+        boxes = [box for of_ax, *_, box, _ in drawn if of_ax is ax]
+        assert len(boxes) >= 12
+        for a, b in combinations(boxes, 2):
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+    points = rankings_figure.points(made, "tau")
+    assert len(points) >= 30
+    assert {"zero-cost 1 (101 networks)", "zero-cost 9"} <= {p.name for p in points}
+    assert {p.short for p in points if p.name == "rule fair, 32 px, last checkpoint"} == {
+        "2",
+        "6",
+        "15",
+    }
+    for point in points:
+        near = [r["total"] for r in rows + more + alone] + [0 for _ in free]
+        assert any(total <= point.cost <= 1.5 * total for total in near)

@@ -1,0 +1,248 @@
+"""The figure of rankings beside each other: tau against compute."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mnas.studies.labels import Box, beside_points
+from mnas.studies.plotting import COLOURS, QUIET, bars, figure
+from mnas.studies.rankings_page import Found, Row, best, message
+
+PANELS = (("tau", "Kendall's tau, all networks"), ("within", "Kendall's tau within equal depth"))
+EPOCHS = re.compile(r", ([\d.e+-]+) epochs")  # in the name of a recipe
+FILLED, OPEN = "partly smoothed loss", "loss"  # scores of supernets that are drawn
+LETTERS = 9.5  # points
+WRAP = 30  # letters
+
+
+class Point(NamedTuple):
+    """A ranking. name, short: of what it is, and within that, such as epochs. cost: in full
+    trainings, 0 where nothing is computed. value: mean, low, high. colour, look: of its mark. open:
+    the mean of the same supernets' plain loss."""
+
+    name: str
+    short: str
+    cost: float
+    value: Sequence[float]
+    colour: str
+    look: str
+    open: float | None = None
+
+
+def draw(found: Found, file: Path) -> None:
+    """tau, and tau within depth, against compute, below each other."""
+    with figure(file, 1, width=11, height=11.2) as (ax,):
+        fig = ax.figure
+        ax.remove()
+        axes = fig.subplots(2, 1, sharex=True)
+        fig.suptitle(message(found), fontsize=14, fontweight="bold", x=0.01, ha="left")
+        axes[0].set_title(
+            f"{found.title}, {found.networks:,} networks, half: {found.half}; bars: 95 % over "
+            f"seeds. Supernets: {FILLED} (filled) and {OPEN} (open); numbers: epochs",
+            fontsize=10.5,
+        )
+        axes[1].set_xlabel("compute, in full trainings of the largest network")
+        for ax, (metric, label) in zip(axes, PANELS, strict=True):
+            ax.set_ylabel(label)
+            _panel(ax, found, metric)
+
+
+def points(found: Found, metric: str) -> list[Point]:
+    """What has a known cost: rows without a supernet, networks alone, and one of each recipe."""
+    made = [
+        Point(row["score"], "", row.get("cost") or 0.0, _ends(row[metric]), "black", "D")
+        for row in found.free[1:]
+    ]
+    most = max((row["networks"] for row in found.alone), default=0)
+    for row in found.alone:
+        few = "" if row["networks"] == most else f" ({row['networks']} networks)"
+        made.append(Point(row["score"] + few, "", row["total"], row[metric], "0.35", "s"))
+    recipes: dict[str, dict[str, Row]] = {}
+    for row in found.supernets:
+        if row["total"] is not None and not row["trained"]:
+            recipes.setdefault(row["recipe"], {})[row["score"]] = row
+    used: list[float] = []
+    families = {name: EPOCHS.sub("", name) for name in recipes}
+    of = list(dict.fromkeys(families.values()))
+    for name, scores in recipes.items():
+        family = families[name]
+        several = list(families.values()).count(family) > 1
+        row = scores.get(FILLED) or next(iter(scores.values()))
+        plain = scores.get(OPEN, row)[metric][0]
+        used.append(row["total"])
+        equal = sum(abs(np.log(row["total"] / other)) < 0.02 for other in used) - 1
+        cost = row["total"] * 1.06**equal  # recipes of equal cost stand side by side
+        colour = COLOURS[of.index(family) % len(COLOURS)]
+        short = EPOCHS.search(name)[1] if several else ""
+        made.append(
+            Point(family if several else name, short, cost, row[metric], colour, "o", plain)
+        )
+    return made
+
+
+def _ends(value: Any) -> Sequence[float]:
+    """Mean, low, high; of a number, no interval."""
+    return value if isinstance(value, (list, tuple)) else (value, np.nan, np.nan)
+
+
+def _panel(ax: Any, found: Found, metric: str) -> None:
+    made = points(found, metric)
+    costs = [point.cost for point in made if point.cost] + [row["cost"] for row in found.trained]
+    left = min(costs) / 30
+    ax.set_xscale("log")
+    ax.set_xlim(left, max(costs) * 3)
+    low, high = found.free[0][f"{metric}_range"]
+    ax.axhspan(low, high, color="0.88", zorder=0)
+    x, y = found.trained[-1]["cost"], (low + high) / 2
+    ceiling = ax.text(x * 2.6, y, "one training of each network", ha="right", va="center")
+    ceiling.set_fontsize(LETTERS)
+    floor = min(p.open if p.open is not None else p.value[0] for p in made if p.cost or p.open)
+    floor = min([floor, *(row[metric][0] for row in found.trained[2:])]) - 0.06
+    ax.set_ylim(floor, max(high, *(p.value[0] for p in made)) + 0.03)
+    below = [f"{p.name} {p.value[0]:.2f}" for p in made if p.value[0] < floor]
+    if below:
+        text = textwrap.fill("below: " + ", ".join(below), 60)
+        ax.text(0.01, 0.012, text, fontsize=LETTERS, va="bottom", transform=ax.transAxes)
+    series = [_series(found, metric), _trained(found, metric)]
+    for line in filter(None, series):
+        style = "--" if line is series[1] else "-"
+        ax.plot(line.x, line.y, color=line.colour, linewidth=1.6, linestyle=style, zorder=2)
+        if line.band is not None:
+            ax.fill_between(line.x, *line.band, color=line.colour, alpha=0.08, linewidth=0)
+        else:
+            ax.plot(line.x, line.y, ".", color=line.colour, markersize=8)
+    inside = [point for point in made if point.value[0] >= floor]
+    for point in inside:
+        _mark(ax, point, left)
+    for family in _families(inside):
+        x, y = zip(*((p.cost, p.value[0]) for p in family), strict=True)
+        ax.plot(x, y, color=family[0].colour, linewidth=1.2, zorder=3)
+    _names(ax, inside, [line for line in series if line], left)
+
+
+def _families(inside: Sequence[Point]) -> list[list[Point]]:
+    """Supernets that differ in their epochs alone, the shortest first."""
+    names = dict.fromkeys(point.name for point in inside if point.short)
+    return [
+        sorted((p for p in inside if p.name == name), key=lambda p: float(p.short))
+        for name in names
+    ]
+
+
+class Line(NamedTuple):
+    """A curve with its name, which stands at the point number `at`."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+    at: int
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+
+
+def _series(found: Found, metric: str) -> Line:
+    """The linear model by the number of networks that it is fitted to."""
+    y, low, high = np.transpose([row[metric] for row in found.trained])
+    at = next(n for n, row in enumerate(found.trained) if row["networks"] >= 70)
+    x = [row["cost"] for row in found.trained]
+    return Line("linear model on N trained networks", x, y, "black", at, (low, high))
+
+
+def _trained(found: Found, metric: str) -> Line | None:
+    """The supernet with the best score, with trained networks beside it."""
+    leader = best(found)
+    if leader is None:
+        return None
+    rows = [r for r in found.supernets if r["trained"] and r["recipe"] == leader["recipe"]]
+    if not rows:
+        return None
+    names = [row["score"].split("+ ")[1].split()[0] for row in rows]
+    name = f"best supernet, smoothed + {names[0]} to {names[-1]} trained networks"
+    x, y = [row["total"] for row in rows], [row[metric][0] for row in rows]
+    return Line(name, x, y, COLOURS[1], 0)
+
+
+def _x(point: Point, left: float) -> float:
+    """What costs nothing stands at the left end of the axis."""
+    return point.cost or left * 1.25
+
+
+def _mark(ax: Any, point: Point, left: float) -> None:
+    (mean, low, high), x = point.value, _x(point, left)
+    if not point.cost:
+        ax.plot([left, x], [mean, mean], color=point.colour, linewidth=2)
+        return
+    ends = bars([mean], [low], [high])
+    ax.errorbar(x, mean, ends, fmt="", color=point.colour, elinewidth=0.9, zorder=2)
+    look = {"color": point.colour, "marker": point.look, "markersize": 14 if point.short else 7}
+    ax.plot(x, mean, markeredgecolor="white", zorder=4, **look)
+    inside = {"color": "white", "fontsize": LETTERS - 1, "ha": "center", "va": "center"}
+    ax.text(x, mean, point.short, zorder=5, **inside)
+    if point.open is not None and point.open != mean:
+        ax.plot(x, point.open, "o", color=point.colour, markersize=5, zorder=3, mfc="white")
+
+
+def _names(ax: Any, inside: Sequence[Point], series: Sequence[Line], left: float) -> None:
+    """The name of each point and curve beside it, where it lies over nothing."""
+    fig = ax.figure
+    fig.canvas.draw()  # the layout decides where the points are
+    fig.get_layout_engine().set(rect=(0, 0, 1, 1))
+    renderer, scale = fig.canvas.get_renderer(), fig.dpi / 72
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return tuple(ax.transData.transform((x, y)))
+
+    last = [family[-1] for family in _families(inside)]
+    named = [
+        (f"{p.name}, by epochs" if p.short else p.name, at(_x(p, left), p.value[0]), p.colour)
+        for p in inside
+        if not p.short or p in last
+    ]
+    named += [(line.name, at(line.x[line.at], line.y[line.at]), line.colour) for line in series]
+    taken = [text.get_window_extent(renderer).extents for text in ax.texts if text.get_text()]
+    for line in series:
+        taken += _boxes([at(x, y) for x, y in zip(line.x, line.y, strict=True)])
+    for point in inside:
+        x, y = at(_x(point, left), point.value[0])
+        half = (8 if point.short else 4) * scale
+        taken.append((x - half, y - half, x + half, y + half))
+        ends = [at(1, value)[1] for value in (*point.value, point.open) if value is not None]
+        taken.append((x - 1, np.nanmin(ends), x + 1, np.nanmax(ends)))
+    words = [textwrap.fill(name, WRAP) for name, *_ in named]
+    sizes = []
+    for word in words:
+        text = ax.text(0.5, 0.5, word, fontsize=LETTERS, transform=ax.transAxes)
+        extent = text.get_window_extent(renderer)
+        sizes.append((extent.width, extent.height))
+        text.remove()
+    places = beside_points([p for _, p, _ in named], sizes, taken, ax.bbox.extents, 6 * scale)
+    for word, (_, (x, y), colour), box in zip(words, named, places, strict=True):
+        _write(ax, word, (x, y), colour, box, scale)
+
+
+def _boxes(corners: Sequence[tuple[float, float]]) -> Iterator[Box]:
+    """A curve as points that lie close to each other."""
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        for share in np.linspace(0, 1, max(2, int(np.hypot(x1 - x0, y1 - y0) / 4))):
+            x, y = x0 + share * (x1 - x0), y0 + share * (y1 - y0)
+            yield (x - 1, y - 1, x + 1, y + 1)
+
+
+def _write(
+    ax: Any, word: str, point: tuple[float, float], colour: str, box: Box, scale: float
+) -> None:
+    near = (min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3]))
+    invert = ax.transAxes.inverted().transform
+    x, y = invert((box[0], box[1]))
+    text = ax.text(x, y, word, fontsize=LETTERS, color=colour, va="bottom", transform=ax.transAxes)
+    text.set_in_layout(False)
+    if np.hypot(near[0] - point[0], near[1] - point[1]) > 15 * scale:
+        ends = np.transpose([invert(point), invert(near)])
+        ax.plot(*ends, color=QUIET, linewidth=0.7, transform=ax.transAxes, zorder=1)
