@@ -45,6 +45,7 @@ Positive = Annotated[float, Parameter(validator=Number(gt=0, lte=1e6))]
 Share = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 Weight = Annotated[float, Parameter(validator=Number(gte=0, lte=1e6))]
 Device = Literal["auto", "cpu", "cuda"]
+Backend = Literal["local", "dask"]
 COLUMNS = ("arch", "val top-1 %", "test top-1 %", "test loss", "params", "MACs")
 
 

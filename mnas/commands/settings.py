@@ -24,14 +24,19 @@ UNWRITTEN: dict[str, tuple[Any, str]] = {
 there were these settings go on; and what sets them."""
 
 
-def defaults(mode: str, rule: str | None, jobs: int) -> dict[str, Any]:
-    """The settings that nobody asked for, of runs of which so many train at a time."""
+def threads(jobs: int) -> int:
+    """Of each run, where so many train at a time on this machine."""
+    return max(1, runtime.default_threads() // jobs)
+
+
+def defaults(mode: str, rule: str | None) -> dict[str, Any]:
+    """The settings that nobody asked for, without threads."""
     from mnas.training.registry import RULES
 
     found = {**DEFAULTS[mode]}
     if mode == "supernet" and rule is not None:
         found["sampler"] = RULES[rule].sampler or found["sampler"]
-    return {**found, "threads": max(1, runtime.default_threads() // jobs)}
+    return found
 
 
 def resolved(config: dict[str, Any]) -> dict[str, Any]:

@@ -21,13 +21,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from mnas.commands.options import Count, Device, Positive, Seed, UserPath, list_spaces
+from mnas.commands import settings
+from mnas.commands.options import Backend, Count, Device, Positive, Seed, UserPath, list_spaces
 from mnas.errors import Failure, check_extra, user_input, writing
 from mnas.studies.plans import FINE_TUNING, RECIPES, Plan, of_rules, step_costs
 from mnas.studies.results import Study, TooEarly, study_folder
-from mnas.training import runtime
+from mnas.training import cluster, runtime
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from mnas import SearchSpace
     from mnas.training.data import Data
     from mnas.training.one_run import Run
@@ -65,11 +68,18 @@ class Options:
     seed: Seed = 0
     "Draws those networks."
     jobs: Count | None = None
-    "Runs at a time, each in a process of its own. [default: all cores]"
+    """Runs at a time, each in a process of its own. [default: all cores, on a cluster as many as it
+    takes]"""
+    backend: Backend = "local"
+    """Where they are trained; dask: on the workers of a cluster that see the same files
+    (docs/processes.md)."""
+    scheduler: str | None = None
+    """dask: the address of its scheduler, as tcp://10.0.0.1:8786, or its scheduler file. [default:
+    DASK_SCHEDULER_ADDRESS]"""
     device: Device = "cpu"
     "Where to train; auto is a GPU if there is one, cpu repeats to the last bit."
     threads: Count | None = None
-    "Threads of each run. [default: all cores divided by --jobs, at least 1]"
+    "Threads of each run. [default: all cores divided by --jobs, at least 1; on a cluster 1]"
     out: UserPath | None = None
     "Directory of the study. [default: results/SPACE_DATASET_nSEEDS]"
     runs: UserPath | None = None
@@ -156,17 +166,20 @@ def main(options: Options | None = None) -> None:
     if options.space == "help":
         print(list_spaces())
         return
-
     if options.log:
         check_extra("log", options.log)
+    with cluster.chosen(options.backend, options.scheduler) as client:
+        _main(options, client)
 
+
+def _main(options: Options, client: Client | None) -> None:
     from mnas.storage.strict_json import FolderError
     from mnas.training import one_run
     from mnas.training.run_directory import RunDirectory
 
     device = runtime.device(options.device)
-    jobs = options.jobs or runtime.default_threads()
-    threads = options.threads or max(1, runtime.default_threads() // jobs)
+    jobs = options.jobs or (None if client else runtime.default_threads())
+    threads = options.threads or (1 if client else settings.threads(jobs))
     name = "_".join(
         [
             options.space.rpartition(":")[2],
@@ -203,17 +216,15 @@ def main(options: Options | None = None) -> None:
                 directory.check_data(options.dataset, data.found)
     except ValueError as error:
         raise Failure(f"{error}: --runs", status=2) from error
-    number = sum(map(len, runs.values()))
+    number = f"{sum(map(len, runs.values()))} runs, {jobs or 'all'} at a time"
     scalars = f"; scalars: tensorboard --logdir {root}" if options.log else ""
     print(
-        f"study of {space.name} on {options.dataset}: {number} runs, {jobs} at a time; report in "
-        f"{out}{scalars}",
+        f"study of {space.name} on {options.dataset}: {number}; report in {out}{scalars}",
         flush=True,
     )
-
     with user_input(FolderError), _own(out), _own(root):
         drawn = space.size > options.networks
-        _study(options, planned, runs, data, out, root, jobs, drawn, truth)
+        _study(options, planned, runs, data, out, root, drawn, truth, jobs, client)
 
 
 def reference(options: Options, archs: list[str]) -> Study:
@@ -251,9 +262,10 @@ def _study(
     data: Data,
     out: Path,
     root: Path,
-    jobs: int,
     drawn: bool,
-    truth: Study | None = None,
+    truth: Study | None,
+    jobs: int | None,
+    client: Client | None,
 ) -> None:
     """Train what has not been, and write rows and report."""
     from mnas.commands import report
@@ -263,7 +275,9 @@ def _study(
     stopped = False
     for after in (False, True):  # fine-tuning begins with the supernets
         now = [run for arm, of_arm in runs.items() for run in of_arm if bool(arm.after) is after]
-        ended = sweep.train(now, jobs, options.data_root, checkpoint_every=500, log=options.log)
+        ended = sweep.train(
+            now, jobs, options.data_root, checkpoint_every=500, log=options.log, client=client
+        )
         outcomes |= {run.path: outcome for run, outcome in zip(now, ended, strict=True)}
         stopped = any(isinstance(outcome, Failure) and outcome.status > 128 for outcome in ended)
         if stopped:

@@ -17,6 +17,7 @@ from cyclopts import App, Parameter
 
 from mnas.commands import directories, settings
 from mnas.commands.options import (
+    Backend,
     Count,
     Device,
     Positive,
@@ -29,11 +30,13 @@ from mnas.commands.options import (
     table,
 )
 from mnas.errors import Failure, check_extra, user_input
-from mnas.training import one_run, processes, runtime, sweep
+from mnas.training import cluster, one_run, processes, runtime, sweep
 from mnas.training.processes import LostError, Processes
 from mnas.training.saved import resume_command
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from mnas import SearchSpace
     from mnas.training.data import Data
     from mnas.training.run_directory import RunDirectory
@@ -125,13 +128,20 @@ class Options:
     "Use only the first N training images."
     limit_test: Count | None = None
     "Use only the first N test images."
-    jobs: Count = 1
-    "scratch, --arch all: networks trained at a time, each in a process of its own."
+    jobs: Count | None = None
+    """scratch, --arch all: networks trained at a time, each in a process of its own. [default: 1,
+    on a cluster as many as it takes]"""
+    backend: Backend = "local"
+    """scratch, --arch all: where they are trained; dask: on the workers of a cluster that see the
+    same files (docs/processes.md)."""
+    scheduler: str | None = None
+    """dask: the address of its scheduler, as tcp://10.0.0.1:8786, or its scheduler file. [default:
+    DASK_SCHEDULER_ADDRESS]"""
     device: Device | None = None
     """Where to train; auto is a GPU if there is one, cpu repeats to the last bit. [default: cpu]"""
     threads: Count | None = None
     """Threads of each run, bit-identical only with the same number. [default: all cores divided by
-    --jobs, at least 1]"""
+    --jobs, at least 1; on a cluster 1]"""
     keep_memory: bool | None = None
     """Keep freed memory instead of returning it to the system after every operation; no result
     changes. [default: yes]"""
@@ -153,6 +163,12 @@ class Options:
     "Steps between checkpoints; there is one after each epoch too."
 
 
+UNRECORDED = (
+    *("data_root", "out", "resume", "checkpoint_every", "log"),
+    *("jobs", "backend", "scheduler"),
+)
+"""Options that are no settings of a run: what is trained is the same."""
+
 app = App(help=__doc__, help_format="markdown", version_flags=())
 
 
@@ -166,7 +182,8 @@ def main(options: Options | None = None) -> None:
     try:
         with processes.joined() as group:
             if group.first:
-                _main(options, group)
+                with cluster.chosen(options.backend, options.scheduler) as client:
+                    _main(options, group, client)
             else:
                 one_run.follow(group)
     except LostError as error:
@@ -186,10 +203,10 @@ def _continued(options: Options) -> Options:
     return replace(options, resume=RunDirectory(options.out).begun)
 
 
-def _main(options: Options, group: Processes) -> None:
+def _main(options: Options, group: Processes, client: Client | None) -> None:
     given = {k: v for k, v in asdict(options).items() if v is not None}
     given |= {"processes": group.world}
-    for key in ("data_root", "out", "resume", "checkpoint_every", "jobs", "log"):
+    for key in UNRECORDED:
         given.pop(key, None)
     if options.device is not None:
         given["device"] = runtime.device(options.device)
@@ -217,13 +234,20 @@ def _main(options: Options, group: Processes) -> None:
                     status=2,
                 )
     else:
-        config = {**settings.defaults(options.mode, options.rule, options.jobs), **given}
+        threads = 1 if client else settings.threads(options.jobs or 1)
+        config = {**settings.defaults(options.mode, options.rule), "threads": threads, **given}
     config = settings.resolved(config)
-    if options.jobs > 1 and config.get("arch") != "all":
-        raise Failure(
-            f"--jobs {options.jobs} is for --mode scratch --arch all; expected 1, leave it out",
-            status=2,
-        )
+    if config.get("arch") != "all":
+        for flag, value, one in (
+            ("jobs", options.jobs or 1, 1),
+            ("backend", options.backend, "local"),
+        ):
+            if value != one:
+                raise Failure(
+                    f"--{flag} {value} is for --mode scratch --arch all; expected {one}, leave it "
+                    "out",
+                    status=2,
+                )
     if options.resume:
         with user_input():
             directory.check_config(config)
@@ -256,7 +280,7 @@ def _main(options: Options, group: Processes) -> None:
             directory.create(config, data.found)
     with user_input(FolderError):
         with one_run.locked(directory, config, data):
-            _train(options, directory, config, space, data, group)
+            _train(options, directory, config, space, data, group, client)
         _report(directory.summary(), directory.path)
 
 
@@ -267,6 +291,7 @@ def _train(
     space: SearchSpace,
     data: Data,
     group: Processes,
+    client: Client | None,
 ) -> None:
     print(
         f"{config['mode']} of {space.title} ({space.size} architectures) on {config['dataset']}: "
@@ -274,10 +299,11 @@ def _train(
         f"images; run directory {directory.path}",
         flush=True,
     )
-    _note_crowding(options.jobs * group.world, config["threads"])
+    if not client:
+        _note_crowding((options.jobs or 1) * group.world, config["threads"])
     runs = directories.runs(directory, config, space)
     every, log = options.checkpoint_every, options.log
-    outcomes = sweep.train(runs, options.jobs, options.data_root, every, group, log)
+    outcomes = sweep.train(runs, options.jobs, options.data_root, every, group, log, client)
     sweep.check(runs, outcomes, resume_command(directory.path, config, options.data_root))
     if config.get("arch") == "all":
         directories.join(directory, config, runs, outcomes)

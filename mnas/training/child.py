@@ -1,8 +1,8 @@
 """One training run in a process of its own: the run is read from stdin, what it reports is written
 to stdout.
 
-Both are lines of JSON; the parent is `sweep`. The end of stdin stops the run between two steps:
-the parent wants it to, or is gone."""
+Both are lines of JSON; the parent has an `engines.Child`. The end of stdin stops the run between
+two steps: the parent wants it to, or is gone."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mnas.storage.files import LOCK_SECONDS
 from mnas.training import sweep
 from mnas.training.one_run import Run
 from mnas.training.progress import Interruption
@@ -34,7 +35,8 @@ def main() -> None:
             said.flush()
 
     job = json.loads(sys.stdin.readline())
-    run = Run(Path(job["path"]), job["config"], job["name"])
+    run = Run(Path(job["path"]), job["config"], job["name"], job.get("patience", LOCK_SECONDS))
+    every = job.get("report_every", REPORT_EVERY)
     with Interruption() as interruption:
         threading.Thread(target=_outlive_no_parent, args=(interruption,), daemon=True).start()
         due = 0.0
@@ -42,7 +44,7 @@ def main() -> None:
         def report(name: str, line: str | None = None, **state: Any) -> int:
             nonlocal due
             if line is not None or time.monotonic() >= due:
-                due = time.monotonic() + REPORT_EVERY
+                due = time.monotonic() + every
                 say({"line": line, **state})
             return interruption.signal
 

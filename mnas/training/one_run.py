@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mnas.errors import Failure, user_input, writing
+from mnas.storage import files
 from mnas.training import inherited, runtime
 from mnas.training.processes import ALONE, LostError, Processes
 from mnas.training.progress import Interruption
@@ -50,11 +51,13 @@ Report = Callable[
 @dataclass(frozen=True)
 class Run:
     """path: its directory, begun or not. config: its settings, as `tools/train.py` writes them.
-    name: for the user, different from those of the runs beside it."""
+    name: for the user, different from those of the runs beside it. patience: seconds to wait for
+    another process that has its directory and is about to end."""
 
     path: Path
     config: dict[str, Any]
     name: str
+    patience: float = files.LOCK_SECONDS
 
 
 def load(config: dict[str, Any], data_root: Path) -> Data:
@@ -90,7 +93,7 @@ def train(
         raise Failure("stopped before it began", status=128 + number)
     runtime.configure_runtime(run.config["threads"], run.config["keep_memory"])
     directory, data = RunDirectory(run.path), load(run.config, data_root)
-    with user_input(FolderError), locked(directory, run.config, data):
+    with user_input(FolderError), locked(directory, run.config, data, run.patience):
         state = directory.load()
         processes.of_first(_Job(run.config, data_root, checkpoint_every, data.found, state))
         how = resume_command(run.path, run.config, data_root)
@@ -98,7 +101,12 @@ def train(
 
 
 @contextlib.contextmanager
-def locked(directory: RunDirectory, config: dict[str, Any], data: Data) -> Iterator[None]:
+def locked(
+    directory: RunDirectory,
+    config: dict[str, Any],
+    data: Data,
+    patience: float = files.LOCK_SECONDS,
+) -> Iterator[None]:
     """The directory of a run, begun now or before with the same settings and data, for this process
     alone.
 
@@ -110,7 +118,7 @@ def locked(directory: RunDirectory, config: dict[str, Any], data: Data) -> Itera
             yield
         return
     directory.check_config(config)
-    with writing(directory.path), directory.lock():
+    with writing(directory.path), directory.lock(patience):
         directory.recover()
         directory.check_data(config["dataset"], data.found)
         yield

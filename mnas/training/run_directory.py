@@ -49,9 +49,10 @@ class RunDirectory:
         self._config: bytes | None = None
         self._known: dict[str, str] | None = None  # its identity
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Keep every other process from writing into this directory, which exists."""
-        return self._folder.lock()
+    def lock(self, seconds: float = files.LOCK_SECONDS) -> contextlib.AbstractContextManager[None]:
+        """Keep every other process from writing into this directory, which exists. seconds: to wait
+        for one that does."""
+        return self._folder.lock(seconds)
 
     @property
     def begun(self) -> bool:

@@ -8,25 +8,24 @@ Either way what was trained is saved."""
 from __future__ import annotations
 
 import contextlib
-import json
+import os
 import queue
-import signal
-import subprocess
-import sys
-import threading
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnas.errors import Failure, user_input
-from mnas.training import one_run, progress
+from mnas.training import cluster, one_run, progress
+from mnas.training.engines import Engine, Local
 from mnas.training.one_run import Report, Run
 from mnas.training.processes import ALONE, LostError, Processes
 from mnas.training.progress import Progress
 from mnas.training.saved import resume_command
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from mnas.training.run_directory import RunDirectory
 
 Ended = Iterator[tuple[str, "Failure | None"]]  # runs by name, as they end
@@ -34,26 +33,33 @@ Ended = Iterator[tuple[str, "Failure | None"]]  # runs by name, as they end
 
 def train(
     runs: list[Run],
-    jobs: int,
+    jobs: int | None,
     data_root: Path,
     checkpoint_every: int,
     processes: Processes = ALONE,
     log: str | None = None,
+    client: Client | None = None,
 ) -> list[dict[str, Any] | Failure]:
     """Every run from where its directory stands to its end; one that fails does not end the others.
 
-    jobs: how many at a time. processes: that train the one run together. log: as of
-    `one_run.train`. Returns, in the order of the runs, the summary or why there is none.
+    jobs: how many at a time; None for one, on a cluster for as many as it takes. processes: that
+    train the one run together. log: as of `one_run.train`. client: of the cluster that trains them;
+    None for that of joblib.parallel_config("dask"), or for this machine. Returns, in the order of
+    the runs, the summary or why there is none.
     """
     from mnas.training.run_directory import RunDirectory
 
     directories = {run.name: RunDirectory(run.path) for run in runs}
     pending = [run for run in runs if not _is_finished(directories[run.name])]
     failures: dict[str, Failure | None] = {}
+    client = client or cluster.ambient()
     with progress.Interruption() as interruption:
         shown = Progress(len(pending), interruption)
-        if jobs > 1 and len(pending) > 1:
-            ended = _in_children(pending, jobs, shown, data_root, checkpoint_every, log)
+        if pending and (client or (jobs or 1) > 1 < len(pending)):
+            root = Path(os.path.commonpath([run.path.parent.absolute() for run in pending]))
+            engine = cluster.Dask(client, root) if client else Local()
+            job = {"data_root": str(data_root), "checkpoint_every": checkpoint_every, "log": log}
+            ended = _by_engine(pending, jobs or len(pending), engine, shown, job)
         else:
             ended = (
                 (run.name, attempt(run, shown.report, data_root, checkpoint_every, processes, log))
@@ -133,103 +139,46 @@ def attempt(
     return None
 
 
-def _in_children(
-    runs: list[Run],
-    jobs: int,
-    shown: Progress,
-    data_root: Path,
-    checkpoint_every: int,
-    log: str | None,
+def _by_engine(
+    runs: list[Run], jobs: int, engine: Engine, shown: Progress, job: dict[str, Any]
 ) -> Ended:
-    """A child that is killed is a failed run; the others go on."""
-    waiting, under_way = _longest_first(runs), {}
-    said: queue.SimpleQueue[tuple[Run, dict[str, Any] | None]] = queue.SimpleQueue()
-    told = False
+    """A child that is killed is a failed run, as one whose worker is lost too often; the others go
+    on. job: what all are told."""
+    waiting, under_way, told = _longest_first(runs), set(), False
     try:
         while waiting or under_way:
             stop = shown.interruption.signal
             if stop and not told:
                 told = True
-                _stop(under_way.values())
+                engine.stop()
                 for run in waiting:
                     yield run.name, _stopped_early(stop)
                 waiting = []
             while waiting and len(under_way) < jobs:
                 run = waiting.pop(0)
-                job = {"path": str(run.path), "config": run.config, "name": run.name}
-                job |= {"data_root": str(data_root), "checkpoint_every": checkpoint_every}
-                job |= {"log": log}
-                under_way[run.name] = _child(run, job, said)
+                own = {"path": str(run.path), "config": run.config, "name": run.name}
+                engine.begin(run.name, {**job, **own})
+                under_way.add(run.name)
             try:
-                run, words = said.get(timeout=0.1)
+                name, words = engine.said.get(timeout=0.1)
             except queue.Empty:
                 continue
-            if words is None or "status" in words:
-                yield run.name, _failure(under_way.pop(run.name), words, shown.interruption.signal)
+            if "status" in words or "lost" in words:
+                under_way.remove(name)
+                yield name, _failure(words, shown.interruption.signal)
             else:
-                shown.report(run.name, **words)
+                shown.report(name, **words)
     finally:
-        _stop(under_way.values())
+        engine.close()
 
 
-def _stop(children: Iterable[subprocess.Popen[str]]) -> None:
-    """By the end of what they read; they save where they are."""
-    for child in children:
-        with contextlib.suppress(BrokenPipeError):
-            child.stdin.close()
-
-
-def _child(run: Run, job: dict[str, Any], said: queue.SimpleQueue[Any]) -> subprocess.Popen[str]:
-    """It finds modules where this process does. What it says is put into the queue, and None at the
-    end if its last word was another one.
-
-    Signals that stop the parent do not reach it, whoever sends them to all: it would take the
-    second for impatience, and save nothing."""
-    script = f"import sys; sys.path[:] = {sys.path!r}; from mnas.training.child import main; main()"
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, progress.SIGNALS)  # a child inherits it
-    try:
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-c", script],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    with contextlib.suppress(BrokenPipeError):  # killed already
-        child.stdin.write(json.dumps(job) + "\n")
-        child.stdin.flush()
-
-    def listen() -> None:
-        with contextlib.suppress(ValueError):  # a line that a kill has cut short
-            for line in child.stdout:
-                words = json.loads(line)
-                said.put((run, words))
-                if "status" in words:
-                    return
-        said.put((run, None))
-
-    threading.Thread(target=listen, daemon=True).start()
-    return child
-
-
-def _failure(
-    child: subprocess.Popen[str], words: dict[str, Any] | None, stop: int
-) -> Failure | None:
-    """How a run has ended: by its last words, or without any."""
-    with contextlib.suppress(BrokenPipeError), child:  # closes its streams and waits
-        pass
-    if words is not None:
+def _failure(words: dict[str, Any], stop: int) -> Failure | None:
+    """How a run has ended, by its last words or why there are none."""
+    if "status" in words:
         status = 128 + stop if words["status"] > 128 and stop else words["status"]
         return words["failure"] and Failure(words["failure"], status)
-    if stop:  # it came before the child could hear it
-        return _stopped_early(stop)
-    ended = (
-        signal.Signals(-child.returncode).name
-        if child.returncode < 0
-        else f"exit status {child.returncode}"
-    )
-    return Failure(f"its process was ended from outside ({ended})")
+    # If stopped: it came before the child could hear it.
+    return _stopped_early(stop) if stop else Failure(words["lost"])
 
 
 def _stopped_early(number: int) -> Failure:

@@ -24,6 +24,7 @@ NUMBERS = ("x", "", "-1", "0", "nan", "inf", "-inf", "1e400", "1,5", "True")
 RULES = ("distilled", "fair=", "fair=x", "fair=0", "fair=-1", "fair=nan", "=2", "fair=1=1")
 GROUPS = ("x", "", "choice0", "choice0=", "choice0=x", "=conv3x3", "choice9=conv3x3", "x=x=x")
 PATHS = ("", "x" * 300, "/dev/null/x", "/proc/nothing/x", "~nobody-of-that-name/x", "a\0b")
+SCHEDULERS = ("x", "", "tcp://127.0.0.1:1", "none.json")  # without --backend dask
 SHARES = (*(number for number in NUMBERS if number != "0"), "1.5", "2")
 WEIGHTS = (*(number for number in NUMBERS if number != "0"), "1e7")
 DEVICES = (*WORDS, "cuda:0", "gpu", "CPU", *(["cuda"] if not torch.cuda.is_available() else []))
@@ -64,7 +65,7 @@ TOOLS = [
         # In place of a value: options of rules that are not the one that is meant.
         {"--paths-per-rank": ("--threads",), "--momentum-groups": ("2",), "--ghost": ("16",)},
         {"--temperature": ("2",), "--rank-weight": ("1",), "--decay-largest": ("1",)},
-        {"--log": WORDS},
+        {"--log": WORDS, "--backend": WORDS, "--scheduler": SCHEDULERS},
     ),
     ("train", {**SUPERNET, "--rule": "sandwich"}, {"--random-paths": (*INTEGERS, "0", "1e9")}),
     (
@@ -125,6 +126,7 @@ TOOLS = [
         {"--space": WORDS, "--recipe": WORDS, "--seeds": INTEGERS, "--device": DEVICES},
         {"--rules": (*WORDS, *RULES), "--epochs": NUMBERS, "--truth": PATHS, "--jobs": INTEGERS},
         {"--networks": (*INTEGERS, "1"), "--seed": INTEGERS, "--limit-train": INTEGERS},
+        {"--backend": (*WORDS, "dask"), "--scheduler": SCHEDULERS},
     ),
 ]
 NO_FAULT = {("--seed", "0"), ("--arch", "--"), ("--rules", "--")}

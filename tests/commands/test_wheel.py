@@ -109,7 +109,9 @@ def test_extras_run_from_a_wheel(fresh, tmp_path):
         "from importlib.metadata import metadata as m; print(*m('mnas').get_all('Provides-Extra'))"
     )
     done = run(fresh, tmp_path, "python", "-c", extras)
-    assert {"onnx", "search", "log", "report", "data", "safetensors"} <= set(done.stdout.split())
+    assert {"onnx", "search", "log", "report", "data", "safetensors", "dask"} <= set(
+        done.stdout.split()
+    )
 
 
 @pytest.mark.slow

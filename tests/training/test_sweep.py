@@ -19,7 +19,7 @@ from processes import tool
 from running import ARCHS, SWEEP, in_process, same_sweeps
 
 from mnas.errors import Failure
-from mnas.training import data, one_run, progress, runtime, sweep
+from mnas.training import data, engines, one_run, progress, runtime, sweep
 from mnas.training.one_run import Run
 from mnas.training.run_directory import RunDirectory
 
@@ -274,7 +274,7 @@ def test_a_child_that_says_nonsense_or_nothing_is_a_failed_run(tmp_path, monkeyp
     )
     real = subprocess.Popen
     monkeypatch.setattr(
-        sweep.subprocess,
+        engines.subprocess,
         "Popen",
         lambda _, **options: real([sys.executable, "-c", script], **options),
     )

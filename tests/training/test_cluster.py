@@ -1,0 +1,223 @@
+"""Sweeps on a real dask cluster whose workers, scheduler and clients are killed: the same files as
+on one machine, and nothing lost."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import joblib
+import pytest
+from conftest import ROOT
+from processes import tool
+from running import ARCHS, SWEEP, in_process, same_sweeps
+
+pytest.importorskip("distributed", reason="pip install 'mnas[dask]'")
+from clusters import Cluster, child_of, until
+
+from mnas.errors import Failure
+from mnas.training import cluster, sweep
+
+TRAIN = (*SWEEP, "--limit-train", 1000, "--validate-every", 2, "--checkpoint-every", 3)
+OWN = "import mnas\n\n\ndef four():\n    return mnas.spaces.mil4()\n"
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A cluster of two workers. Returns a function that begins a command on it."""
+    made, begun = [], []
+
+    def start(*arguments, allowed_failures=3):
+        machines = Cluster(tmp_path, allowed_failures)
+        made.append(machines)
+        workers = [machines.worker() for _ in range(2)]
+        command = [sys.executable, ROOT / "tools" / "train.py", *TRAIN, *arguments]
+        command += ["--backend", "dask", "--scheduler", machines.file.name, "--out", "run"]
+        process = subprocess.Popen(
+            [*map(str, command)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        begun.append(process)
+        return machines, workers, process
+
+    yield start
+    for process in begun:
+        process.kill()
+        process.communicate()
+    for machines in made:
+        machines.close()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What one machine makes of the same command."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "space.py").write_text(OWN)
+    assert tool("train", *TRAIN, "--out", folder / "run").returncode == 0
+    return folder / "run"
+
+
+def under_way(workers, out):
+    """Each trains a network that has a checkpoint."""
+    until(
+        lambda: (
+            all(map(child_of, workers))
+            and len([*out.glob("*/checkpoint.pt")]) > len([*out.glob("*/summary.json")]) + 1
+        )
+    )
+    return [child_of(worker) for worker in workers]
+
+
+def ends(children):
+    until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 60)
+
+
+def nothing_left(out):
+    return not [file for file in out.rglob(".*") if file.name != ".lock"]
+
+
+@pytest.mark.slow
+def test_a_study_outlives_a_killed_worker_bit_for_bit(start, whole, tmp_path):
+    _, workers, process = start()
+    children = under_way(workers, tmp_path / "run")
+    workers[0].kill()
+    ends(children[:1])  # by itself: it has saved its last step
+    out, error = process.communicate(timeout=400)
+    assert (process.returncode, error) == (0, "")
+    lost = re.search(r"(\S+): worker tcp://\S+ was lost; goes on with worker tcp://\S+\n", out)
+    assert f"{lost[1]}: continuing at step" in out
+    assert {f"{arch}: epoch {n}" in out for arch in ARCHS for n in (1, 2)} == {True}
+    same_sweeps(whole, tmp_path / "run")
+    assert nothing_left(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_run_that_loses_too_many_workers_fails_alone(start, whole, tmp_path):
+    _, workers, process = start(allowed_failures=0)
+    under_way(workers, tmp_path / "run")
+    workers[0].kill()
+    _, error = process.communicate(timeout=400)
+    reason = (
+        r"its workers were lost \(the last: tcp://\S+\), more often than dask's "
+        r"allowed-failures, which is 0"
+    )
+    assert process.returncode == 1
+    assert re.fullmatch(
+        rf"error: 1 of 4 runs failed \(\S+: {reason}\); continue with --resume --out run\n", error
+    )
+    assert len([*(tmp_path / "run").glob("*/summary.json")]) == 3
+    done = tool("train", "--resume", "--out", tmp_path / "run")  # on this machine
+    assert (done.returncode, done.stderr) == (0, "")
+    same_sweeps(whole, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["signal", "client", "scheduler"])
+def test_a_stopped_sweep_saves_and_continues(killed, start, whole, tmp_path):
+    machines, workers, process = start()
+    children = under_way(workers, tmp_path / "run")
+    if killed == "signal":
+        process.send_signal(signal.SIGTERM)
+    elif killed == "client":
+        process.kill()
+    else:
+        machines.scheduler.kill()
+    ends(children)
+    _, error = process.communicate(timeout=60)
+    how = "continue with --resume --out run\n"
+    if killed == "signal":
+        assert process.returncode == 128 + signal.SIGTERM
+        assert re.fullmatch(rf"error: stopped with [0-2] of 4 runs finished; {how}", error)
+    if killed == "scheduler":
+        assert process.returncode == 1
+        reason = r"\(conv.*: the scheduler was lost\)"
+        assert re.fullmatch(rf"error: [2-4] of 4 runs failed {reason}; {how}", error)
+    done = tool("train", "--resume", "--out", tmp_path / "run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "continuing at step" in done.stdout
+    same_sweeps(whole, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_space_of_ones_own_is_found_by_workers_and_other_code_is_refused(start, tmp_path):
+    (tmp_path / "space.py").write_text(OWN)
+    machines, _, process = start("--space", "space.py:four", "--epochs", 0.1)
+    assert process.communicate(timeout=400)[1] == ""
+    assert process.returncode == 0
+    shutil.copytree(ROOT / "mnas", tmp_path / "other" / "mnas")
+    (tmp_path / "other" / "mnas" / "errors.py").open("a").write("# changed\n")
+    other = machines.worker(PYTHONPATH=str(tmp_path / "other"))
+    with cluster.chosen("dask", str(machines.file)) as client:
+        until(lambda: len(client.scheduler_info(n_workers=-1)["workers"]) == 3)
+        with pytest.raises(Failure, match=r"^worker tcp://\S+ has other code of mnas .* install"):
+            cluster.Dask(client, tmp_path / "run")
+    assert nothing_left(tmp_path / "run")
+    other.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--scheduler", "tcp://127.0.0.1:1"),
+            "--scheduler tcp://127.0.0.1:1 is for --backend dask",
+        ),
+        (("--backend", "dask"), "--backend dask needs --scheduler: the address that"),
+        (
+            ("--backend", "dask", "--scheduler", "tcp://127.0.0.1:1"),
+            "--scheduler tcp://127.0.0.1:1 does not answer (",
+        ),
+        (("--backend", "dask", "--scheduler", "x://y"), "--scheduler x://y does not answer ("),
+        (("--backend", "dask", "--scheduler", "none.json"), "No such file or directory"),
+        (("--backend", "dask", "--scheduler", "setup.json"), "the file has no address"),
+        (("--backend", "ray"), 'Invalid value "ray" for --backend'),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cluster, "ANSWER", 0.5)
+    monkeypatch.chdir(tmp_path)
+    Path("setup.json").write_text("{}")
+    for command in (("train", *TRAIN), ("study",)):
+        status, _, error = in_process(monkeypatch, capsys, *command, *arguments, "--out", "run")
+        assert (status, error.count("\n")) == (2, 1), error
+        assert message in error
+    assert not Path("run").exists()
+
+
+class Elsewhere(joblib.parallel.SequentialBackend):
+    """A backend of another package, as ray's."""
+
+
+def test_the_cluster_of_joblib_is_taken_and_others_are_refused(tmp_path):
+    from distributed import Client, LocalCluster
+
+    assert cluster.ambient() is None
+    joblib.register_parallel_backend("elsewhere", Elsewhere)
+    with joblib.parallel_config("threading"):
+        assert cluster.ambient() is None
+    with joblib.parallel_config("elsewhere"), pytest.raises(Failure, match="has a Elsewhere, on"):
+        sweep.train([], None, tmp_path, 200)
+    with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as made,
+        Client(made, set_as_default=True) as client,
+        joblib.parallel_config("dask"),
+        cluster.chosen("local", None) as found,
+    ):
+        assert found is client
+
+
+def test_a_worker_that_does_not_see_the_files_says_so(tmp_path):
+    seen = {**cluster._versions(), "directory": str(tmp_path), "sign": str(tmp_path)}
+    assert cluster.objection(seen) is None
+    assert re.match(
+        rf"does not see {tmp_path}/x; .* need a common file system",
+        cluster.objection({**seen, "sign": f"{tmp_path}/x"}),
+    )
+    assert cluster.objection({**seen, "torch": "1.0"}).startswith("has other torch (")
