@@ -17,8 +17,9 @@ from mnas.networks.export import baked
 from mnas.space.choice import choices_of
 from mnas.space.coupling import Path
 from mnas.space.given import GivenPath
+from mnas.space.inputs import Inputs, called
 from mnas.space.search_space import SearchSpace
-from mnas.space.trial import Form, Inputs, Runner, floating_type
+from mnas.space.trial import Form, Runner, floating_type
 
 
 class Cost(NamedTuple):
@@ -108,7 +109,7 @@ def _measure(module: nn.Module, inputs: Inputs) -> tuple[Cost, Any]:
             sdpa_kernel(SDPBackend.MATH),
             FlopCounterMode(display=False, custom_mapping=_MORE) as counter,
         ):
-            output = module(*inputs.args, **inputs.kwargs)
+            output = called(module, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return Cost(params, counter.get_total_flops() // 2), output

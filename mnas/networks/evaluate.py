@@ -4,7 +4,7 @@ once."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from mnas.networks.export import compact, export
 from mnas.networks.recalibrate import batches, pool, recalibrate, statistics_of
 from mnas.space import prefix
 from mnas.space.given import GivenPath
+from mnas.space.inputs import Inputs, called, divided, examples
 from mnas.space.supernet import Supernet
 
 BATCH = (
@@ -67,10 +68,13 @@ class _Sums:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> Score:
+def evaluate(model: nn.Module, images: Any, labels: Tensor) -> Score:
     """Score of a network in evaluation mode on images (N, C, H, W) and labels (N,).
 
-    The model's mode is as before afterwards. For paths of a supernet: `evaluate_paths`.
+    In place of images a tuple of what the network is called with, or a dict of it by name, as
+    `example` of a space; each tensor has a row for each label. The network returns logits
+    (B, classes), or a dict that has them as "logits". Its mode is as before afterwards. For paths
+    of a supernet: `evaluate_paths`.
 
     Raises ValueError for images and labels that do not fit together.
     """
@@ -79,13 +83,12 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> Score:
             "evaluate got a Supernet; expected one network, as from mnas.export, or call "
             "evaluate_paths"
         )
-    _check(images, labels)
-    return _evaluate(model, images, labels)
+    return _evaluate(model, _checked(images, labels), labels)
 
 
 def _evaluate(
     model: nn.Module,
-    images: Tensor,
+    given: Tensor | Inputs,
     labels: Tensor,
     see: Callable[[Tensor], Any] = lambda _: None,
 ) -> Score:
@@ -93,8 +96,8 @@ def _evaluate(
     model.eval()
     sums = _Sums()
     try:
-        for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
-            logits = model(x)
+        for x, y in zip(divided(given, _split), labels.split(BATCH), strict=True):
+            logits = _logits(called(model, x))
             sums.add(logits, y)
             see(logits)
     finally:
@@ -107,15 +110,15 @@ def _evaluate(
 def evaluate_paths(
     net: Supernet,
     paths: Sequence[GivenPath],
-    images: Tensor,
+    images: Any,
     labels: Tensor,
     *,
-    bn_images: Tensor | None = None,
+    bn_images: Any = None,
     progress: Callable[[int], Any] = lambda _: None,
     see: Callable[[int, Tensor], Any] = lambda *_: None,
 ) -> list[Score]:
     """Scores of paths of a supernet on images (N, C, H, W) and labels (N,), in the order of the
-    paths.
+    paths. In place of images what else the networks take, as of `evaluate`.
 
     Equal to `evaluate(export(net, path), ...)`, or with `bn_images` (training images) to
     `evaluate(recalibrate(export(net, path), bn_images), ...)`, one path after the other; what they
@@ -127,7 +130,7 @@ def evaluate_paths(
     """
     if not isinstance(net, Supernet):
         raise ValueError(f"evaluate_paths got a {type(net).__name__}; expected a mnas.Supernet")
-    _check(images, labels)
+    given = _checked(images, labels)
     paths = [net.space.check(path) for path in paths]
     model = compact(net.model)
     if bn_images is not None and _uses_layers_twice(
@@ -136,7 +139,7 @@ def evaluate_paths(
         scores = []
         for number, path in enumerate(paths):
             network = recalibrate(export(net, path), bn_images)
-            scores.append(_evaluate(network, images, labels, partial(see, number)))
+            scores.append(_evaluate(network, given, labels, partial(see, number)))
             progress(len(labels))
         return scores
     keys = [net.space.key(path) for path in paths]
@@ -151,27 +154,44 @@ def evaluate_paths(
         return prefix.run(node, x)
 
     sums = [_Sums() for _ in paths]
-    for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
-        for number, logits in prefix.walk(root, x, step):
+    for x, y in zip(divided(given, _split), labels.split(BATCH), strict=True):
+        for number, output in prefix.walk(root, x, step):
+            logits = _logits(output)
             sums[number].add(logits, y)
             see(number, logits)
             progress(len(y))
     return [of_path.score() for of_path in sums]
 
 
-def _check(images: Tensor, labels: Tensor) -> None:
-    for name, value in (("images", images), ("labels", labels)):
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{name} are a {type(value).__name__}; expected a torch.Tensor")
-    if not len(images):
+def _split(tensor: Tensor) -> Sequence[Tensor]:
+    return tensor.split(BATCH)
+
+
+def _logits(output: Any) -> Tensor:
+    """(B, classes), of what a network returns."""
+    found = output.get("logits") if isinstance(output, Mapping) else output
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"the network returned a {type(output).__name__}; expected logits (B, classes), or a "
+            'dict that has them as "logits"'
+        )
+    return found
+
+
+def _checked(images: Any, labels: Tensor) -> Tensor | Inputs:
+    given, number = examples("images", images)
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"labels are a {type(labels).__name__}; expected a torch.Tensor")
+    if not number:
         raise ValueError("there are no images to score on; give at least one")
-    if labels.shape != (len(images),) or labels.dtype != torch.int64:
+    if labels.shape != (number,) or labels.dtype != torch.int64:
         raise ValueError(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected torch.int64 of "
-            f"({len(images)},), one for each image"
+            f"({number},), one for each image"
         )
     if labels.min() < 0:  # torch leaves out the label -100 in silence
         raise ValueError(f"labels have {int(labels.min())}; expected 0 or above")
+    return given
 
 
 def _uses_layers_twice(model: nn.Module) -> bool:
@@ -182,7 +202,7 @@ def _uses_layers_twice(model: nn.Module) -> bool:
 Statistics = dict[prefix.Node, list[tuple[nn.Module, Tensor, Tensor]]]
 
 
-def _recalibrate(root: prefix.Node, images: Tensor) -> Statistics:
+def _recalibrate(root: prefix.Node, images: Any) -> Statistics:
     """The running mean and variance of each BatchNorm at each node, for what comes before it
     there."""
     inputs, statistics = batches(images), {}

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from mnas.space.given import GivenPath
+from mnas.space.random_start import check_random
 from mnas.space.search_space import SearchSpace
 from mnas.space.skeleton import compact, substitute
 from mnas.space.supernet import Supernet
@@ -37,6 +38,11 @@ def standalone(space: SearchSpace, path: GivenPath) -> nn.Module:
 
     With the same seed it starts from the weights that `Supernet(space)` has on this path. Raises
     ValueError for a space of pretrained weights that nobody has told how to begin at random
-    (`SearchSpace(..., fresh=)`).
+    (`SearchSpace(..., fresh=)`): to notice, it builds a second model, once a space.
     """
-    return export(Supernet(space.fresh()), path)
+    fresh = space.fresh()
+    net = Supernet(fresh)
+    if fresh is space and not space.begins_at_random:
+        check_random(space, net.model)
+        space.begins_at_random = True
+    return export(net, path)

@@ -6,21 +6,23 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mnas.space.inputs import called, divided, examples
 from mnas.space.skeleton import compact
 from mnas.space.supernet import Supernet
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, images: Tensor, batch_size: int = 500) -> nn.Module:
+def recalibrate(model: nn.Module, images: Any, batch_size: int = 500) -> nn.Module:
     """A copy of a network whose running statistics are the pooled mean and variance of its own
     activations.
 
     The statistics that a supernet gathers in training mix those of many paths; a sampled network
     needs its own (Wu and Johnson, 2021, "Rethinking Batch in BatchNorm", section 3.2; Yu et al.,
-    ECCV 2020, section 3). images (N, C, H, W): training images. They pass through in equal batches
+    ECCV 2020, section 3). images (N, C, H, W): training images, or what else the network is called
+    with, as in `evaluate`. They pass through in equal batches
     of at most `batch_size`, with BatchNorm alone in train mode, and each BatchNorm's mean and
     unbiased variance are taken over all of them at once, in float64. A layer out of reach keeps its
     statistics. The model itself, which may be a path of a supernet, is not changed.
@@ -38,13 +40,14 @@ def recalibrate(model: nn.Module, images: Tensor, batch_size: int = 500) -> nn.M
     return twin
 
 
-def batches(images: Tensor, batch_size: int = 500) -> list[Tensor]:
+def batches(images: Any, batch_size: int = 500) -> list[Any]:
     """The images in equal batches, so that none of one image is left over."""
-    if not len(images):
+    given, number = examples("images", images)
+    if not number:
         raise ValueError("recalibration got no images; give it some of the training images")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}; expected a whole number above 0")
-    return list(images.tensor_split(-(-len(images) // batch_size)))
+    return divided(given, lambda tensor: tensor.tensor_split(-(-number // batch_size)))
 
 
 def statistics_of(module: nn.Module) -> list[nn.Module]:
@@ -62,7 +65,7 @@ def pool(module: nn.Module, inputs: list[Any]) -> list[Any]:
     for layer in layers:
         layer.train()
     try:
-        outputs = [module(x) for x in inputs]
+        outputs = [called(module, x) for x in inputs]
     finally:
         for layer, handle in zip(layers, handles, strict=True):
             layer.eval()

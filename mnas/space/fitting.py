@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from mnas.space.choice import Choice, choices_of
 from mnas.space.coupling import Key, Path
-from mnas.space.trial import Inputs, Runner, Watch, floating_type
+from mnas.space.inputs import Inputs, called
+from mnas.space.trial import Runner, Watch, floating_type
 
 if TYPE_CHECKING:
     from mnas.space.search_space import SearchSpace
@@ -115,7 +116,7 @@ class _Trial:
     def _measure(self, module: nn.Module, inputs: Inputs) -> tuple[None, Any]:
         try:
             with self.watch:
-                return None, module(*inputs.args, **inputs.kwargs)
+                return None, called(module, inputs)
         finally:
             self.watch.clear()
             for handle in self._calls:

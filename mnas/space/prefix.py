@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 from mnas.space.choice import Choice, choices_of
 from mnas.space.coupling import Key
+from mnas.space.inputs import called
 from mnas.space.skeleton import copied, is_hooked, substitute
 
 Step = Callable[["Node", Any], Any]
@@ -101,7 +102,7 @@ def walk(node: Node, x: Any, step: Step | None = None) -> Iterator[tuple[int, An
 
 
 def run(node: Node, x: Any) -> Any:
-    """The modules of a node, one after the other."""
+    """The modules of a node, one after the other; the first may take several `Inputs`."""
     for module in node.modules:
-        x = module(x)
+        x = called(module, x)
     return x

@@ -21,7 +21,7 @@ from mnas.space.coupling import Coupling, Key, Path, Place
 from mnas.space.decision import Decision, noticing
 from mnas.space.fitting import check_fit
 from mnas.space.given import GivenPath, indices, shown
-from mnas.space.trial import Inputs
+from mnas.space.inputs import Inputs
 
 MANY = 100_000  # networks; all of a larger space are never listed
 
@@ -58,6 +58,7 @@ class SearchSpace:
             raise ValueError(f"about={about!r}; expected a sentence of one line")
         self.build = build
         self._fresh = fresh
+        self.begins_at_random = False  # until somebody has looked
         self.name = name
         self.about = about
         with torch.random.fork_rng(devices=[]), noticing() as made:

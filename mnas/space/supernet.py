@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from mnas.space import prefix
 from mnas.space.choice import EXECUTIONS, Choice, choices_of
 from mnas.space.fitting import paths_to_try
 from mnas.space.given import GivenPath, indices
+from mnas.space.inputs import Inputs, called
 from mnas.space.search_space import SearchSpace
 from mnas.space.skeleton import substitute
 from mnas.space.sliced import kept, transformed
@@ -61,8 +62,7 @@ class Supernet(nn.Module):
             for path, what in paths_to_try(self.space, self.choices):
                 try:
                     outputs = [
-                        twin.along(path, execution)(*inputs.args, **inputs.kwargs)
-                        for execution in EXECUTIONS
+                        called(twin.along(path, execution), inputs) for execution in EXECUTIONS
                     ]
                 except RuntimeError as error:  # a wide candidate meets one that none encloses
                     raise ValueError(
@@ -94,8 +94,20 @@ class Supernet(nn.Module):
             *inputs, path = inputs
         return self.along(path)(*inputs, **named)
 
-    def forward_paths(self, x: Tensor, paths: Sequence[GivenPath]) -> list[Tensor]:
-        """Logits (B, classes) of each path for the same batch, in the order of the paths.
+    @overload
+    def forward_paths(self, x: Tensor, paths: Sequence[GivenPath]) -> list[Tensor]: ...
+
+    @overload
+    def forward_paths(
+        self, *inputs: Any, paths: Sequence[GivenPath] | None = None, **named: Any
+    ) -> list[Any]: ...
+
+    def forward_paths(
+        self, *inputs: Any, paths: Sequence[GivenPath] | None = None, **named: Any
+    ) -> list[Any]:
+        """Logits (B, classes) of each path for the same batch x (B, C, H, W), in the order of the
+        paths: `net.forward_paths(x, paths)`; or whatever else the model takes and returns, with the
+        paths behind it or as `paths=`.
 
         Equal, bit for bit, to one `net(x, path)` after the other, and differentiable: several paths
         in one training step. What networks have in common up to their first difference is computed
@@ -103,6 +115,13 @@ class Supernet(nn.Module):
         their input; shared ones update running statistics and draw random numbers once, too.
         Results may share memory, those of equal networks do. Without gradients, memory grows with
         the depth of the model and not with the number of paths."""
+        if "x" in named and not inputs:
+            inputs = (named.pop("x"),)
+        if paths is None:
+            if not inputs or (len(inputs) == 1 and isinstance(inputs[0], Tensor)):
+                raise ValueError("forward_paths() got no paths; call net.forward_paths(x, paths)")
+            *inputs, paths = inputs
+        x = inputs[0] if len(inputs) == 1 and not named else Inputs(tuple(inputs), named)
         keys = [self.space.key(path) for path in paths]
         self._follow()
         root = prefix.tree(

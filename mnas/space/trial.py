@@ -6,56 +6,18 @@ that few modules run for very many networks."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mnas.space.choice import Choice
 from mnas.space.coupling import Key
+from mnas.space.inputs import Inputs
 from mnas.space.prefix import stages
 from mnas.space.skeleton import substitute
-
-
-class Inputs(NamedTuple):
-    """What a model is called with."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, example: Any) -> Inputs:
-        """A tensor, a tuple of arguments, or a dict of them by name."""
-        if isinstance(example, Mapping):
-            return cls((), dict(example))
-        return cls(tuple(example) if isinstance(example, (tuple, list)) else (example,), {})
-
-    def drawn(self, dtype: torch.dtype) -> Inputs:
-        """With random numbers in place of floating ones."""
-
-        def draw(tensor: Tensor) -> Tensor:
-            floats = tensor.is_floating_point()
-            return torch.randn_like(tensor, dtype=dtype) if floats else tensor
-
-        args, kwargs = tree_map_only(Tensor, draw, (self.args, dict(self.kwargs)))
-        return Inputs(args, kwargs)
-
-    def to(self, device: torch.device | str) -> Inputs:
-        moved = tree_map_only(Tensor, lambda t: t.to(device), (self.args, dict(self.kwargs)))
-        return Inputs(*moved)
-
-    def describe(self) -> str:
-        named = [*self.args, *self.kwargs.values()]
-        return ", ".join(_described(value) for value in named)
-
-
-def _described(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
-    sizes = "x".join(map(str, value.shape[1:])) or "one number"
-    return sizes if value.is_floating_point() else f"{sizes} of {str(value.dtype)[6:]}"
 
 
 class Form:

@@ -147,7 +147,7 @@ class SavedRun:
         if self.config["mode"] == "supernet":
             return self.supernet(execution).subnet(path)
         with user_input():
-            module = mnas.standalone(self.space, path)
+            module = mnas.export(mnas.Supernet(self.space), path)  # however it began
             self._fill(module, self.weights[arch])
             return module.eval()
 

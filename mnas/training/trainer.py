@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mnas.freeze.optimizer import MaskedOptimizer
 from mnas.networks.evaluate import Score, evaluate, evaluate_paths
-from mnas.networks.export import standalone
+from mnas.networks.export import export, standalone
 from mnas.space.sampler import SAMPLERS, FixedSampler, Sampler
 from mnas.space.search_space import Path, SearchSpace
 from mnas.space.supernet import Supernet
@@ -340,7 +340,8 @@ def scratch_trainer(
     rule = bound(rule, space, None, rule_options, alone=True)
     init_seed, _, shuffle_seed = _seeds(seed)
     torch.manual_seed(init_seed)
-    network = standalone(space, path)
+    # With a start it makes no difference how the network would begin.
+    network = standalone(space, path) if start is None else export(Supernet(space), path)
     _begin(network, start, space.format(path))
     network.to(validation.images.device)  # before the optimizer, whose state follows its parameters
     options = _options(recipe)

@@ -176,3 +176,98 @@ def test_what_is_computed_of_weights_is_baked_at_export():
         assert type(exported[0][0]) is nn.Conv2d
         assert torch.equal(exported(x), net(x, path))
         assert mnas.cost(space, path).params == sum(p.numel() for p in exported.parameters())
+
+
+class Masked(nn.Module):
+    """As models of Hugging Face are called, and what they return; with a BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.first = Choice({"a": nn.Linear(4, 4), "b": nn.Identity()})
+        self.norm = nn.BatchNorm1d(4)
+        self.second = Choice({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3, bias=False)})
+
+    def forward(self, input_ids, attention_mask=None, scale=None):
+        x = self.first(self.embed(input_ids))
+        if attention_mask is not None:
+            x = x * attention_mask[..., None]
+        return {"logits": self.second(self.norm(x.mean(1))) * (scale or 1.0), "n": None}
+
+
+def words(number, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(7, (number, 5), generator=generator)
+    mask = torch.randint(2, (number, 5), generator=generator).float()
+    return ids, mask, torch.randint(3, (number,), generator=generator)
+
+
+def masked_net():
+    ids, mask, _ = words(2)
+    example = {"input_ids": ids, "attention_mask": mask}
+    torch.manual_seed(0)
+    return mnas.Supernet(mnas.SearchSpace(Masked, example=example))
+
+
+def test_many_paths_take_several_inputs():
+    net, (ids, mask, _) = masked_net(), words(6)
+    paths = list(net.space.paths())
+    alone = [net(ids, mask, path, scale=2.0)["logits"] for path in paths]
+    for found in (
+        net.forward_paths(ids, mask, paths, scale=2.0),
+        net.forward_paths(ids, attention_mask=mask, scale=2.0, paths=paths),
+        net.forward_paths(input_ids=ids, attention_mask=mask, scale=2.0, paths=paths),
+    ):
+        for output, expected in zip(found, alone, strict=True):
+            assert torch.equal(output["logits"], expected)
+    without = net.forward_paths(ids, paths)
+    assert torch.equal(without[1]["logits"], net(ids, paths[1])["logits"])
+    for call in (lambda: net.forward_paths(ids, attention_mask=mask), net.forward_paths):
+        with pytest.raises(ValueError, match="got no paths; call net"):
+            call()
+
+
+@pytest.mark.parametrize("bn", [False, True])
+def test_scores_of_networks_with_several_inputs(bn):
+    """1,100 examples are three batches of at most 500."""
+    net, (ids, mask, labels) = masked_net(), words(1100)
+    paths = list(net.space.paths())
+    calls = ((ids, mask), {"input_ids": ids, "attention_mask": mask, "scale": 1.5})
+    for number, given in enumerate(calls):
+        training = (ids[:700], mask[:700]) if bn else None
+        scores = mnas.evaluate_paths(net, paths, given, labels, bn_images=training)
+        for path, score in zip(paths, scores, strict=True):
+            network = mnas.export(net, path)
+            if bn:
+                network = mnas.recalibrate(network, training)
+            assert mnas.evaluate(network, given, labels) == score
+            network.eval()
+            with torch.no_grad():
+                logits = torch.cat(
+                    [
+                        network(i, m, (None, 1.5)[number])["logits"]
+                        for i, m in zip(ids.split(500), mask.split(500), strict=True)
+                    ]
+                )
+            assert torch.equal(score.correct, logits.argmax(1) == labels)
+            assert score.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-5)
+
+
+def test_latency_is_measured_with_several_inputs():
+    net, (ids, mask, _) = masked_net(), words(3)
+    latency = mnas.networks.Latency(net, {"input_ids": ids, "attention_mask": mask}, repeats=2)
+    assert all(ms > 0 for ms in latency([(0, 0), (1, 1)]))
+
+
+def test_examples_that_do_not_fit_together_are_refused():
+    net, (ids, mask, labels) = masked_net(), words(6)
+    for given, message in (
+        ((ids, mask[:5]), r"images have tensors of \[6, 5\] rows; expected as many in each"),
+        ({"input_ids": [1, 2]}, r"images have tensors of \[\] rows"),
+        ([ids, mask], "images are a list; expected a torch.Tensor, or a tuple or dict of what"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mnas.evaluate_paths(net, [(0, 0)], given, labels)
+    space = mnas.SearchSpace(Two, example={"x": torch.zeros(2, 3)})
+    with pytest.raises(ValueError, match=r'returned a dict; expected logits .* as "logits"'):
+        mnas.evaluate_paths(mnas.Supernet(space), [(0,)], (torch.zeros(4, 3),), labels[:4])

@@ -286,7 +286,7 @@ def test_wrong_calls_of_choices_and_supernets():
         ),
         (
             lambda: mnas.evaluate_paths(net, [], None, None),
-            r"^images are a NoneType; expected a torch\.Tensor$",
+            r"^images are a NoneType; expected a torch\.Tensor, or a tuple or dict of what",
         ),
     ]:
         with pytest.raises(ValueError, match=message):
