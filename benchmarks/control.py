@@ -11,8 +11,8 @@ trained-head     each network from scratch as in the study, but on the head of t
 
 Seeds are those of the study: initial weights and shuffles of a network are those of its run from
 scratch of the same number, and the supernet is that of the study, to the bit on the same machine.
-Rows go to OUT/SPACE_DATASET.jsonl; docs/control.md shows them beside those of the study
-(`mnas.studies.control`)."""
+Rows go to OUT/SPACE_DATASET.jsonl. With `--page docs/results.md` the same command, which then has
+nothing left to measure, shows them there beside those of the study."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from cyclopts import App, Parameter
 
 from mnas.commands import process
@@ -34,11 +35,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mnas import Supernet
+    from mnas.studies.results import Study
+    from mnas.studies.statistics import Array, Interval
     from mnas.training.data import Data
     from mnas.training.progress import Progress
     from mnas.training.trainer import Trainer
 
 KINDS = ("supernet-epochs", "trained-head")
+PART = "control"
 Row = dict[str, Any]
 Settings = dict[str, Any]
 
@@ -56,6 +60,10 @@ class Options:
     "Supernets, and runs of each network and kind."
     out: UserPath = Path("results/control")
     "Directory for the rows."
+    page: UserPath | None = None
+    "Page whose part `control` is made of the rows and of the study, as docs/results.md."
+    study: UserPath | None = None
+    "For that part. [default: results/SPACE_DATASET]"
     limit_train: Count | None = None
     "Use only the first N training images."
     limit_test: Count | None = None
@@ -69,9 +77,12 @@ app = App(help=__doc__, help_format="markdown", version_flags=())
 def main(options: Options | None = None) -> None:
     options = options or Options()
     from mnas.commands import study
-    from mnas.studies.pages import record
+    from mnas.studies.pages import check_page, publish, record
+    from mnas.studies.results import Study
     from mnas.training import one_run, progress, runtime
 
+    if options.page:
+        check_page(options.page, (PART,), like="docs/results.md")
     of_study = study.Options(
         space=options.space,
         dataset=options.dataset,
@@ -103,16 +114,18 @@ def main(options: Options | None = None) -> None:
         (kind, seed, arch) for kind in KINDS for seed in range(options.seeds) for arch in archs
     }
     with progress.Interruption() as interruption:
-        shown = progress.Progress(len(wanted - done), interruption)
+        bar = progress.Progress(len(wanted - done), interruption)
         for seed in range(options.seeds):
             left = [
                 (kind, arch) for kind in KINDS for arch in archs if (kind, seed, arch) not in done
             ]
-            for row in measure(seed, left, supernet, scratch, data, shown):
+            for row in measure(seed, left, supernet, scratch, data, bar):
                 rows = sorted(
                     [*rows, row], key=lambda row: (row["number"], row["kind"], row["arch"])
                 )
                 record(options.out, part, rows, **settings)
+    if options.page:
+        publish(options.page, PART, shown(rows, Study(options.study or Path("results") / part)))
 
 
 def _key(row: Row) -> tuple[str, int, str]:
@@ -213,6 +226,142 @@ def _commit() -> dict[str, Any]:
 
     commit = git_commit(Path(__file__).parent) or ""
     return {"commit": commit.removesuffix("-dirty"), "dirty": commit.endswith("-dirty")}
+
+
+class Compared(NamedTuple):
+    """first minus second, in points of accuracy. p: Holm's, for all of these comparisons."""
+
+    first: str
+    second: str
+    how: str
+    points: Interval
+    p: float
+
+    @property
+    def said(self) -> str:
+        """In words, by the rule of docs/protocol.md."""
+        if not self.p < 0.05:
+            return f"{self.first} cannot be told from {self.second}"
+        return f"{self.first} is {'above' if self.points.mean > 0 else 'below'} {self.second}"
+
+
+INHERITED, SCRATCH = "inherited", "scratch"
+PAIRS = (
+    (INHERITED, SCRATCH),
+    ("supernet-epochs", SCRATCH),
+    ("trained-head", SCRATCH),
+    (INHERITED, "supernet-epochs"),
+    (INHERITED, "trained-head"),
+)
+
+
+def accuracies(rows: list[Row], study: Study) -> dict[str, Array]:
+    """Test top-1 in %, (seeds, networks), of the study's arms and of these rows, of the seeds that
+    all have. Raises Failure where these are too few."""
+    from mnas.studies.results import FIRST_SCRATCH_SEED
+
+    of: dict[tuple[str, int, str], float] = {_key(row): 100 * row["test_top1"] for row in rows}
+    for name, kind, first in ((INHERITED, "supernet", 0), (SCRATCH, SCRATCH, FIRST_SCRATCH_SEED)):
+        arm = study.arms[kind]
+        for seed, values in zip(arm.seeds, arm.test, strict=True):
+            of |= {(name, seed - first, a): v for a, v in zip(study.archs, values, strict=True)}
+    kinds = (INHERITED, SCRATCH, *KINDS)
+    numbers = [
+        n
+        for n in sorted({number for _, number, _ in of})
+        if all((kind, n, arch) in of for kind in kinds for arch in study.archs)
+    ]
+    if len(numbers) < 2:
+        raise Failure(
+            f"these rows and {study.path} share {len(numbers)} seeds; expected 2 at least: raise "
+            "--seeds",
+            2,
+        )
+    return {
+        kind: np.array([[of[kind, n, arch] for arch in study.archs] for n in numbers])
+        for kind in kinds
+    }
+
+
+def compared(found: dict[str, Array]) -> list[Compared]:
+    """Mean accuracies of the networks. Runs of a number share start and shuffles, or one began with
+    the head of the other: seed by seed. A supernet and runs of more epochs share nothing."""
+    from scipy import stats
+
+    from mnas.studies import statistics
+
+    made, raw = [], []
+    for first, second in PAIRS:
+        one, two = found[first].mean(1), found[second].mean(1)
+        paired = first != INHERITED or second == "trained-head"
+        if paired:
+            test = stats.ttest_rel(one, two)
+            interval = statistics.interval(one - two)
+        else:
+            test = stats.ttest_ind(one, two, equal_var=False)
+            interval = statistics.difference(one, two)
+        made.append((first, second, "seed by seed" if paired else "independent", interval))
+        raw.append(float(test.pvalue))
+    return [Compared(*one, p) for one, p in zip(made, statistics.holm(raw), strict=True)]
+
+
+def shown(rows: list[Row], study: Study) -> str:
+    """What a page says: a line for each way of training, their differences, and in words what
+    follows from these numbers."""
+    from mnas.studies import statistics
+    from mnas.studies.pages import markdown
+    from mnas.studies.pages import shown as with_interval
+
+    found, about = accuracies(rows, study), study.about["arms"]
+    truth, epochs = found[SCRATCH], {k: about[k]["epochs"] for k in ("supernet", "scratch")}
+    trained = {
+        INHERITED: f"{epochs['supernet']:g}, shared",
+        SCRATCH: f"{epochs['scratch']:g}",
+        "supernet-epochs": f"{epochs['supernet']:g}",
+        "trained-head": f"{epochs['scratch']:g}, on the head of {INHERITED}",
+    }
+    body = []
+    for kind, words in trained.items():
+        accuracy = statistics.interval(found[kind].mean(1))
+        tau = (statistics.agreement if kind == INHERITED else statistics.ceiling)(
+            found[kind], truth
+        )
+        cells = [with_interval(*accuracy, 3), with_interval(*tau[1])]
+        body.append([kind, words, str(len(truth)), *cells])
+    heads = ["weights", "epochs", "n", "mean test top-1, %", "tau with the mean from scratch"]
+    differences = compared(found)
+    gaps = [
+        [f"{one.first} − {one.second}", one.how, with_interval(*one.points, 3), f"{one.p:.2g}"]
+        for one in differences
+    ]
+    said = "; ".join(one.said for one in differences)
+    return "\n\n".join(
+        [
+            markdown(body, heads),
+            markdown(gaps, ["difference", "runs compared", "points", "p (Holm)"]),
+            f"In mean accuracy {said}. {answer(differences)}",
+        ]
+    )
+
+
+def answer(differences: list[Compared]) -> str:
+    """What gives a supernet's networks what they have more than runs from scratch."""
+    gain = {
+        (one.first, one.second): one.points.mean if one.p < 0.05 else 0.0 for one in differences
+    }
+    if gain[INHERITED, SCRATCH] <= 0:
+        return "Inherited weights have no lead over runs from scratch that needs a reason."
+    longer, head = (gain[kind, SCRATCH] > 0 for kind in KINDS)
+    enough = [kind for kind in KINDS if gain[kind, SCRATCH] > 0 >= gain[INHERITED, kind]]
+    if enough:
+        return (
+            f"{' and '.join(enough)} alone {'each give' if len(enough) > 1 else 'gives'} as much "
+            "as inherited weights, as far as these seeds can tell."
+        )
+    if longer or head:
+        part = " and ".join(kind for kind in KINDS if gain[kind, SCRATCH] > 0)
+        return f"{part} alone gives a part of what inherited weights lead by."
+    return "Neither more epochs nor a trained head alone gives what inherited weights lead by."
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ page.
     study = "results/mil4_mnist"
     say = ["tau {tau} beside a noise ceiling of {ceiling_mean:.2f}"]
 
+    beside = "results/mil4_nested_mnist"
+
 Templates are those of `str.format`. Names: those of summary.json; each estimator, by its name;
 `tau` and `ceiling` with their intervals; `gap`, by how much networks with inherited weights
 are better than from scratch; `lowest`, the lowest accuracy of all runs; `gain[PATTERN]`, how much
 more networks that match gain from inheriting than the others, over supernets (`.mean`, `.low`,
 `.high`: the mean, the lowest and the highest of them), and the same on validation images,
-`validation_gain`."""
+`validation_gain`; and with `beside`, another study of the same networks, `pooled[NETWORK]`, the
+mean from scratch over the runs of both, and `pooled[tau]`, of their two means."""
 
 from __future__ import annotations
 
@@ -60,6 +63,15 @@ def names(study: Study) -> dict[str, Any]:
     return known
 
 
+def pooled(study: Study, other: Study) -> dict[str, float]:
+    """Two references of the same networks as one, and tau of the two."""
+    order = [other.archs.index(arch) for arch in study.archs]
+    both = study.arms["scratch"].test, other.arms["scratch"].test[:, order]
+    means = np.concatenate(both).mean(0)
+    tau = float(statistics.kendall(*(runs.mean(0) for runs in both)))
+    return {"tau": tau, **dict(zip(study.archs, means.tolist(), strict=True))}
+
+
 def untrue(file: Path) -> list[str]:
     """The claims that their pages do not make as the rows have it. Raises Failure for a file that
     cannot be read so."""
@@ -69,6 +81,8 @@ def untrue(file: Path) -> list[str]:
         for claim in claims:
             page, study = Path(claim["page"]), Path(claim["study"])
             text, known = " ".join(page.read_text().split()), names(Study(study))
+            if "beside" in claim:
+                known["pooled"] = pooled(Study(study), Study(Path(claim["beside"])))
             comma = page.suffixes[-2:-1] == [".ru"]
             for template in claim["say"]:
                 said = template.format(**known)

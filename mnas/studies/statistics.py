@@ -201,20 +201,25 @@ def difference(values: ArrayLike, others: ArrayLike) -> Interval:
 
 
 def differences(runs: ArrayLike) -> list[Difference]:
-    """All pairs of networks, compared seed by seed (paired t-test), with p-values corrected after
-    Holm (1979)."""
+    """All pairs of networks, compared seed by seed (paired t-test), with p-values corrected by
+    `holm`."""
     runs = np.asarray(runs, float)
     pairs = list(combinations(range(runs.shape[1]), 2))
     gaps = [interval(runs[:, a] - runs[:, b]) for a, b in pairs]
-    raw = np.array([_paired_p(runs[:, a] - runs[:, b]) for a, b in pairs])
+    corrected = holm([_paired_p(runs[:, a] - runs[:, b]) for a, b in pairs])
+    return [
+        Difference(a, b, *gap, p) for (a, b), gap, p in zip(pairs, gaps, corrected, strict=True)
+    ]
+
+
+def holm(raw: ArrayLike) -> list[float]:
+    """p-values (tests,) corrected for all of them, after Holm (1979)."""
+    raw = np.asarray(raw, float)
     order = np.argsort(raw)
     stepped = np.maximum.accumulate(raw[order] * np.arange(len(raw), 0, -1))
     corrected = np.empty_like(raw)
     corrected[order] = np.minimum(stepped, 1)
-    return [
-        Difference(a, b, *gap, float(p))
-        for (a, b), gap, p in zip(pairs, gaps, corrected, strict=True)
-    ]
+    return [float(p) for p in corrected]
 
 
 def _paired_p(gaps: Array) -> float:

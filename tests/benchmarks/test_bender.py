@@ -30,6 +30,17 @@ def test_the_prose_says_what_the_rows_say(found):
 
     single = zip(of("single path", "stored", 1), of("single path", "recalibrated", 1), strict=True)
     assert ", ".join(f"{a} → {b}" for a, b in single) in WORDS
+    spaces = " ".join((ROOT / "docs" / "spaces.md").read_text().split())
+    for arch, pages in (("d1-d1", (WORDS, spaces)), ("d3-d3", (WORDS,))):
+        own = [r for r in ROWS if (r["rule"], r["arch"]) == ("single path", arch)]
+        before, after = (
+            [f"{100 * r[key]:.1f}" for r in own] for key in ("stored_top1", "test_top1")
+        )
+        one, two, three = (f"{a} → {b}" for a, b in zip(before, after, strict=True))
+        assert f"{arch} has {one}, {two} and {three} %" in pages[0].replace("`", "")
+        for page in pages[1:]:
+            listed = (f"{', '.join(those[:2])} and {those[2]} %" for those in (before, after))
+            assert "`d1-d1` has {} where it has {} after recalibration".format(*listed) in page
     low, *_, high = sorted(of("all paths", "recalibrated"))
     assert f"{low} to {high} % on average where single paths give 96 %" in WORDS
     low, *_, high = sorted(of("all paths", "range"))

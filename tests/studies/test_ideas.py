@@ -8,6 +8,8 @@ from scipy.stats import kendalltau
 
 import mnas
 from mnas import reference
+from mnas.studies import decomposition
+from mnas.studies.results import Study
 
 PAGE = " ".join((ROOT / "docs" / "ideas.md").read_text().split())
 SCORED = ROOT / "results" / "ranking" / "nb_macro_fair_6_epochs_16px_seed0"
@@ -52,6 +54,18 @@ def test_ranking_by_loss():
 
     assert f"mil9_long: tau 0.58 → {tau('mil9_mnist_long'):.2f}" in PAGE
     assert f"loss has tau {abs(tau('mil4_fashion')):.2f} beside 0.27" in PAGE
+
+
+def test_what_more_runs_of_the_two_in_the_middle_would_cost():
+    said = re.search(r"would take (\d+) runs each to tell apart \((\d+) in", PAGE)
+    needed = []
+    for name in ("mil4_mnist", "mil4_nested_mnist"):
+        study = Study(ROOT / "results" / name)
+        middle = [study.archs.index(arch) for arch in ("conv3x3-conv5x5", "conv5x5-conv3x3")]
+        for a, b, gap, runs in decomposition.pairs(study.arms["scratch"].test):
+            if [a, b] == middle:
+                needed.append((str(runs), gap > 0))
+    assert [(said[1], True), (said[2], False)] == needed
 
 
 def test_two_spellings_of_a_network_score_alike():

@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 from invented import made_up, matrix, put
 from running import ARCHS, in_process
+from scipy import stats
 
 from mnas.commands import report
 from mnas.studies import figures, statistics
@@ -74,6 +76,12 @@ say = ["tau {tau_mean:.2f}", "ceiling {ceiling}", "gap {gap}",
        "{parameters[tau_mean]:.1f} of parameters", "lowest {lowest:.2f}",
        "gain {gain[conv5x5-*].mean:.3f}",
        "on validation {validation_gain[conv5x5-*].low:.3f}"]
+
+[[claims]]
+page = "a.md"
+study = "one"
+beside = "two"
+say = ["two references {pooled[tau]:.2f}", "pooled {pooled[conv5x5-conv3x3]:.3f}"]
 """
 
 
@@ -81,6 +89,7 @@ def test_check_finds_what_the_rows_contradict(tmp_path, monkeypatch, capsys):
     """Numbers in prose by hand; then one page after the other is falsified."""
     monkeypatch.chdir(tmp_path)
     found = made_up(tmp_path / "one", supernets=4, scratch=4)
+    other = made_up(tmp_path / "two", scratch=2, seed=1)
     report.write(tmp_path / "one")
     numbers = json.loads((tmp_path / "one" / "summary.json").read_text())
     supernet, scratch = (matrix(found, kind, "test_top1") for kind in ("supernet", "scratch"))
@@ -93,6 +102,10 @@ def test_check_finds_what_the_rows_contradict(tmp_path, monkeypatch, capsys):
     prose = f"tau {numbers['tau_mean']:.2f}, ceiling {ceiling}, gap {shown(*gap, 3)}, "
     prose += f"-1.0 of parameters, lowest {min(supernet.min(), scratch.min()):.2f},\n"
     prose += f"gain {gain.mean():.3f}, on validation {on_validation.min():.3f}"
+    truths = [matrix(rows_of, "scratch", "test_top1") for rows_of in (found, other)]
+    tau = stats.kendalltau(*(truth.mean(0) for truth in truths))[0]
+    pooled = np.concatenate(truths)[:, ARCHS.index("conv5x5-conv3x3")].mean()
+    prose += f", two references {tau:.2f}, pooled {pooled:.3f}"
     page = f"{prose}\n<!-- headline -->\n<!-- end of headline -->\n"
     (tmp_path / "a.md").write_text(page)
     (tmp_path / "claims.toml").write_text(CLAIMS)
@@ -106,6 +119,7 @@ def test_check_finds_what_the_rows_contradict(tmp_path, monkeypatch, capsys):
         ("one/summary.json", '"networks": 4', '"networks": 5'),
         ("a.md", "parameters", "macs"),
         ("a.md", "lowest", "highest"),
+        ("a.md", "pooled 9", "pooled 8"),
         ("a.md", "| network", "| net"),
     ):
         text = (tmp_path / name).read_text()
