@@ -4,7 +4,7 @@ of networks by themselves, from `mnas rank alone`.
 - `mnas rank compare rankings/* --out results/ranking/compared`
 
 Rankings that differ in their seed alone are one recipe. OUT gets README.md with all tables, the
-figure tau.png, and the rows of both. Nothing is trained or scored."""
+figures tau.png and effects.png, and the rows of all. Nothing is trained or scored."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from cyclopts import App, Parameter
 from mnas.commands.options import UserPath
 from mnas.errors import Failure, user_input, writing
 
+TABLES = (
+    *("free", "trained", "supernets", "alone"),
+    *("differences", "effects", "intervals", "paired"),
+)
 app = App(name="compare", help=__doc__, help_format="markdown", version_flags=())
 
 
@@ -34,7 +38,7 @@ def main(
     from mnas import spaces
     from mnas.storage import strict_json
     from mnas.storage.files import write_atomically
-    from mnas.studies import alone_rankings, rankings_figure, rankings_page
+    from mnas.studies import alone_rankings, rankings_figure, rankings_page, uncertainty
     from mnas.studies import rankings as studied
 
     by_themselves = [path for path in rankings if alone_rankings.is_alone(path)]
@@ -48,6 +52,7 @@ def main(
         of = studied.judged(read, half)
         alone = alone_rankings.qualities(read_alone, of)
     supernets = studied.qualities(recipes, of)
+    drawn = uncertainty.over_networks(recipes, of)
     space = spaces.get(of.table.name)
     found = rankings_page.Found(
         title=of.table.name,
@@ -59,13 +64,16 @@ def main(
         alone=alone,
         differences=studied.differences(supernets),
         effects=studied.effects(recipes, of),
+        intervals=uncertainty.intervals(recipes, of, supernets, drawn),
+        paired=uncertainty.paired(recipes, supernets, drawn),
         candidates=[str(value) for value in space.choices[-1]],
     )
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        for name in ("free", "trained", "supernets", "alone", "differences", "effects"):
+        for name in TABLES:
             write_atomically(out / f"{name}.jsonl", strict_json.lines(getattr(found, name)))
         rankings_figure.draw(found, out / "tau.png")
+        rankings_figure.effects(found, out / "effects.png")
         text = rankings_page.page(found)
         write_atomically(out / "README.md", text)
     print(text, end="")

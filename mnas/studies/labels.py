@@ -87,7 +87,7 @@ def beside_points(
             )
             line = to_box((x, y), box, gap)
             outside = width * height - _common(np.array(box), np.array([bounds])).sum()
-            names = _over([box], np.vstack([found, lines]), gap / 3) + _over(line, found, 0)
+            names = _over([box], np.vstack([found, lines]), gap / 3) + _over(line, found, 0.5)
             over = _over([box], marks, gap / 3) + 99 * (names + outside)
             if over < least - 1e-6:
                 best, least = (box, line), over

@@ -132,11 +132,16 @@ def at_ends(ax: Any, x: float, ends: dict[str, float], lines_each: int = 1) -> N
 
 @contextlib.contextmanager
 def figure(
-    file: Path, number: int = 1, width: float = 3.6, height: float = 3.0, title: str = ""
+    file: Path,
+    number: int = 1,
+    width: float = 3.6,
+    height: float = 3.0,
+    title: str = "",
+    in_row: int = 3,
 ) -> Iterator[list[Any]]:
-    """Axes, three in a row, of this width and height in inches; the figure is written to the file
+    """Axes, so many in a row, of this width and height in inches; the figure is written to the file
     at the end. title: what it says, above all."""
-    columns = min(number, 3)
+    columns = min(number, in_row)
     rows = math.ceil(number / columns)
     with plt.style.context(STYLE):
         drawn, axes = plt.subplots(

@@ -192,9 +192,13 @@ def said(key: str, value: Any) -> str:
         return f"scored on {value:,} images"
     if key == "scored average":
         return f"mean of {value} checkpoints" if value else "last checkpoint"
-    if key == "policy":
-        return {"frozen": "off the path frozen", "torch": "off the path drifting"}[value]
-    return f"{key.replace('_', ' ')} {value}"
+    words = {
+        ("policy", "frozen"): "momentum off the path frozen",
+        ("policy", "torch"): "momentum off the path drifting",
+        ("epochs", value): f"{value} epochs",
+        ("resolution", value): f"{value or 'full'} px",
+    }
+    return words.get((key, value), f"{key.replace('_', ' ')} {value}")
 
 
 @dataclass(frozen=True)

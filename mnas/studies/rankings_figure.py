@@ -20,6 +20,7 @@ EPOCHS = re.compile(r", ([\d.e+-]+) epochs")  # in the name of a recipe
 FILLED, OPEN = "partly smoothed loss", "loss"  # scores of supernets that are drawn
 LETTERS = 9.5  # points
 WRAP = 30  # letters
+SPAN = 0.6  # of tau: what is further below the ceiling is named in a line of text
 
 
 class Point(NamedTuple):
@@ -38,20 +39,19 @@ class Point(NamedTuple):
 
 def draw(found: Found, file: Path) -> None:
     """tau, and tau within depth, against compute, below each other."""
-    with figure(file, 1, width=11, height=11.2) as (ax,):
-        fig = ax.figure
-        ax.remove()
-        axes = fig.subplots(2, 1, sharex=True)
-        fig.suptitle(message(found), fontsize=14, fontweight="bold", x=0.01, ha="left")
+    with figure(file, 2, 11, 5.6, message(found), in_row=1) as axes:
         axes[0].set_title(
             f"{found.title}, {found.networks:,} networks, half: {found.half}; bars: 95 % over "
             f"seeds. Supernets: {FILLED} (filled) and {OPEN} (open); numbers: epochs",
             fontsize=10.5,
         )
         axes[1].set_xlabel("compute, in full trainings of the largest network")
-        for ax, (metric, label) in zip(axes, PANELS, strict=True):
+        for ax, (_, label) in zip(axes, PANELS, strict=True):
             ax.set_ylabel(label)
-            _panel(ax, found, metric)
+        drawn = [_panel(ax, found, metric) for ax, (metric, _) in zip(axes, PANELS, strict=True)]
+        axes[0].figure.canvas.draw()  # the layout decides where the points are
+        for ax, what in zip(axes, drawn, strict=True):
+            _names(ax, *what)
 
 
 def points(found: Found, metric: str) -> list[Point]:
@@ -92,7 +92,8 @@ def _ends(value: Any) -> Sequence[float]:
     return value if isinstance(value, (list, tuple)) else (value, np.nan, np.nan)
 
 
-def _panel(ax: Any, found: Found, metric: str) -> None:
+def _panel(ax: Any, found: Found, metric: str) -> tuple[Sequence[Point], Sequence[Line], float]:
+    """Everything but names; returns what is to be named, and the left end of the axis."""
     made = points(found, metric)
     costs = [point.cost for point in made if point.cost] + [row["cost"] for row in found.trained]
     left = min(costs) / 30
@@ -103,8 +104,9 @@ def _panel(ax: Any, found: Found, metric: str) -> None:
     x, y = found.trained[-1]["cost"], (low + high) / 2
     ceiling = ax.text(x * 2.6, y, "one training of each network", ha="right", va="center")
     ceiling.set_fontsize(LETTERS)
-    floor = min(p.open if p.open is not None else p.value[0] for p in made if p.cost or p.open)
-    floor = min([floor, *(row[metric][0] for row in found.trained[2:])]) - 0.06
+    lowest = [p.value[0] if p.open is None else p.open for p in made if p.cost]
+    lowest += [row[metric][0] for row in found.trained[2:]]
+    floor = max(min(lowest) - 0.06, high - SPAN)
     ax.set_ylim(floor, max(high, *(p.value[0] for p in made)) + 0.03)
     below = [f"{p.name} {p.value[0]:.2f}" for p in made if p.value[0] < floor]
     if below:
@@ -124,7 +126,7 @@ def _panel(ax: Any, found: Found, metric: str) -> None:
     for family in _families(inside):
         x, y = zip(*((p.cost, p.value[0]) for p in family), strict=True)
         ax.plot(x, y, color=family[0].colour, linewidth=1.2, zorder=3)
-    _names(ax, inside, [line for line in series if line], left)
+    return inside, [line for line in series if line], left
 
 
 def _families(inside: Sequence[Point]) -> list[list[Point]]:
@@ -192,8 +194,6 @@ def _mark(ax: Any, point: Point, left: float) -> None:
 def _names(ax: Any, inside: Sequence[Point], series: Sequence[Line], left: float) -> None:
     """The name of each point and curve beside it, where it lies over nothing."""
     fig = ax.figure
-    fig.canvas.draw()  # the layout decides where the points are
-    fig.get_layout_engine().set(rect=(0, 0, 1, 1))
     renderer, scale = fig.canvas.get_renderer(), fig.dpi / 72
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -246,3 +246,45 @@ def _write(
     if np.hypot(near[0] - point[0], near[1] - point[1]) > 15 * scale:
         ends = np.transpose([invert(point), invert(near)])
         ax.plot(*ends, color=QUIET, linewidth=0.7, transform=ax.transAxes, zorder=1)
+
+
+def effects(found: Found, file: Path) -> None:
+    """What is over- and underrated: a map of position and candidate for each recipe."""
+    of: dict[str, list[Row]] = {}
+    for row in found.effects:
+        of.setdefault(row["recipe"], []).append(row)
+    largest = max(abs(row["overrated"][0]) for row in found.effects)
+    width = 9.5 if len(of) == 1 else 4.8
+    with figure(file, len(of), width, 2.3, effects_message(found)) as axes:
+        for ax, (name, rows) in zip(axes, of.items(), strict=True):
+            shape = (len(found.candidates), 1 + max(row["position"] for row in rows))
+            gaps = np.zeros(shape)
+            for row in rows:
+                mean, low, high = row["overrated"]
+                at = (row["candidate"], row["position"])
+                gaps[at] = mean
+                sure = low > 0 or high < 0  # False where there is no interval
+                pale = abs(mean) < 0.6 * largest
+                look = {"color": "black" if pale else "white", "ha": "center", "va": "center"}
+                weight = "bold" if sure else "normal"
+                ax.text(at[1], at[0], f"{100 * mean:+z.0f}", fontsize=9, fontweight=weight, **look)
+            ax.imshow(gaps, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
+            ax.set_title(textwrap.fill(name, 44), fontsize=10)
+            ax.set_xticks(range(shape[1]), range(1, shape[1] + 1))
+            ax.set_yticks(range(shape[0]), found.candidates, fontsize=9.5)
+            ax.grid(visible=False)
+            ax.tick_params(length=0)
+
+
+def effects_message(found: Found) -> str:
+    """What the map says: where recipes are wrong most, on average."""
+    places: dict[tuple[int, int], list[float]] = {}
+    for row in found.effects:
+        places.setdefault((row["position"], row["candidate"]), []).append(row["overrated"][0])
+    means = {place: float(np.mean(gaps)) for place, gaps in places.items()}
+    (position, candidate), gap = max(means.items(), key=lambda item: abs(item[1]))
+    word = "overrate" if gap > 0 else "underrate"
+    return (
+        f"Supernets {word} {found.candidates[candidate]} at position {position + 1} most, by "
+        f"{abs(gap):.2f} standard deviations (map: hundredths; bold: 95 % over seeds leaves out 0)."
+    )

@@ -10,6 +10,7 @@ import numpy as np
 
 from mnas.studies.compared import networks_shown
 from mnas.studies.pages import markdown, shown
+from mnas.studies.uncertainty import DRAWS
 
 Row = dict[str, Any]
 DIGITS = {"within": 3, "equal": 2, "tau": 3, "top10": 2, "top50": 2}
@@ -33,6 +34,8 @@ class Found:
     differences: Sequence[Row]
     effects: Sequence[Row]
     candidates: Sequence[str]
+    intervals: Sequence[Row] = ()
+    paired: Sequence[Row] = ()
 
 
 def page(found: Found) -> str:
@@ -66,7 +69,26 @@ Welch's 95 % interval over seeds, with networks held fixed.
 
 {_differences(found)}
 
+## What one setting brings
+Pairs that differ in one setting, seed by seed: first less second, with Student's 95 % interval
+over the differences of seeds (networks and images held fixed); behind it 1.96 standard deviations
+over networks drawn anew (seeds and images held fixed). Bold: the interval over seeds leaves out 0;
+of one seed, that over networks. Of regret, less is better.
+
+{_paired(found)}
+
+## How sure these numbers are
+Each interval lets one thing vary. Over seeds: other supernets, the same networks and images
+(Student, 95 %). Over networks: others drawn, the same supernets and images. Over images: other
+validation images drawn, the same for all networks and seeds, with the supernets, the networks and
+what statistics are recalibrated on held fixed (top-1 alone, of which the bits are kept). The last
+two are 1.96 standard deviations of {DRAWS} draws around the number.
+
+{_intervals(found)}
+
 ## What is over- and underrated
+![over- and underrated candidates by position](effects.png)
+
 Effects of candidates on the score (loss) less those on the truth, both in standard deviations over
 networks and with mean 0 at each position: above 0 a supernet overrates the candidate. All at once;
 truth: its own effect.
@@ -160,6 +182,42 @@ def _differences(found: Found) -> str:
     return (
         markdown(body, ["recipes", "score", "number", "difference", ""]) if body else "One recipe."
     )
+
+
+def _paired(found: Found) -> str:
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in found.paired:
+        supernets = "the same" if row["same_supernets"] else "trained apart"
+        key = (row["what"], f"{row['first']} − {row['less']}", supernets)
+        key += (", ".join(map(str, row["seeds"])), "" if "score" in row["what"] else row["score"])
+        digits = DIGITS[row["metric"]]
+        ends = row["over_seeds"] or (None, None)
+        text = shown(row["mean"], *ends, digits)
+        low, high = row["over_networks"]
+        text = f"**{text}**" if row["word"].startswith("different") else text
+        lines.setdefault(key, {})[row["metric"]] = f"{text}; [{low:.{digits}f}, {high:.{digits}f}]"
+    if not lines:
+        return "No two rankings differ in one setting."
+    metrics = [metric for metric in HEADERS if metric in next(iter(lines.values()))]
+    body = [[*key, *(cells[metric] for metric in metrics)] for key, cells in lines.items()]
+    headers = ["setting", "first − second", "supernets", "seeds", "score"]
+    return markdown(body, [*headers, *(HEADERS[metric] for metric in metrics)])
+
+
+def _intervals(found: Found) -> str:
+    body = []
+    for row in found.intervals:
+        digits = DIGITS[row["metric"]]
+        ends = [row[of] for of in ("seeds", "networks", "images")]
+        body.append(
+            [
+                *(row["recipe"], row["score"], HEADERS[row["metric"]]),
+                f"{row['mean']:.{digits}f}",
+                *(f"[{e[0]:.{digits}f}, {e[1]:.{digits}f}]" if e else "–" for e in ends),
+            ]
+        )
+    over = ("over seeds", "over networks", "over images")
+    return markdown(body, ["recipe", "score", "number", "mean", *over])
 
 
 def _effects(found: Found) -> str:

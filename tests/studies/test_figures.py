@@ -1,5 +1,7 @@
 """Axes and bars of figures."""
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -120,3 +122,16 @@ def test_names_beside_points_lie_over_no_point_and_no_other_name(given_points):
         assert -100 <= bottom < top <= 1000
         others = [*found[:number], *found[number + 1 :], *marks]
         assert all(apart(found[number], other) for other in others)
+
+
+@pytest.mark.parametrize("seed", [6, 8, 10])
+def test_lines_to_names_cross_no_other_name(seed):
+    """Points so close that some names stand away from them."""
+    drawn = random.Random(seed)
+    points = [(drawn.uniform(150, 250), drawn.uniform(150, 250)) for _ in range(9)]
+    marks = [(x - 4, y - 4, x + 4, y + 4) for x, y in points]
+    found = labels.beside_points(points, [(80, 12)] * 9, marks, (0, 0, 400, 400), 6)
+    lines = [labels.to_box(point, box, 6) for point, box in zip(points, found, strict=True)]
+    assert any(lines)
+    for x, y, *_ in (place for line in lines for place in line):
+        assert not any(a < x < c and b < y < d for a, b, c, d in found)

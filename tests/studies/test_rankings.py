@@ -10,7 +10,7 @@ import torch
 
 import mnas
 from mnas import reference
-from mnas.commands import rank
+from mnas.commands import compare, rank
 from mnas.errors import Failure
 from mnas.storage import strict_json
 from mnas.storage.files import Folder
@@ -225,9 +225,9 @@ def test_the_command_writes_the_same_tables_rows_and_figure_twice(folders, tmp_p
     assert capsys.readouterr().out == 2 * text
     assert "of a full training ranks as well as" in text
     files = sorted(file.name for file in (tmp_path / "one").iterdir())
-    names = ("alone", "differences", "effects", "free", "supernets", "trained")
-    tables = [f"{name}.jsonl" for name in names]
-    assert files == sorted(["README.md", "tau.png", *tables])
+    assert files == sorted(
+        ["README.md", "tau.png", "effects.png", *(f"{n}.jsonl" for n in compare.TABLES)]
+    )
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     rows = list(map(json.loads, (tmp_path / "one" / "free.jsonl").read_text().splitlines()))
