@@ -277,3 +277,21 @@ def test_the_figure_shows_thirty_rankings_without_names_over_each_other(
     for point in points:
         near = [r["total"] for r in rows + more + alone] + [0 for _ in free]
         assert any(total <= point.cost <= 1.5 * total for total in near)
+
+
+def test_the_map_names_what_recipes_overrate_most_on_average(tmp_path):
+    rows = [
+        {"recipe": name, "position": position, "candidate": candidate, "overrated": [gap, *ends]}
+        for name, ends in (("one", (0.01, 0.5)), ("two", (np.nan, np.nan)))
+        for position, candidate, gap in (
+            *((0, 0, -0.02), (0, 1, 0.02), (1, 0, 0.3 if name == "one" else -0.4)),
+            (1, 1, -0.1),
+        )
+    ]
+    made = rankings_page.Found("t", "choosing", 9, [], [], [], [], rows, ["identity", "5x5"])
+    said = rankings_figure.effects_message(made)
+    assert said.startswith(
+        "Supernets underrate 5x5 at position 2 most, by 0.10 standard deviations"
+    )
+    rankings_figure.effects(made, tmp_path / "effects.png")
+    assert (tmp_path / "effects.png").stat().st_size > 1000
