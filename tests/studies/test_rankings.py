@@ -288,7 +288,7 @@ def test_the_map_names_what_recipes_overrate_most_on_average(tmp_path):
             (1, 1, -0.1),
         )
     ]
-    made = rankings_page.Found("t", "choosing", 9, [], [], [], [], rows, ["identity", "5x5"])
+    made = rankings_page.Found("t", "choosing", 9, [], [], [], [], [], rows, ["identity", "5x5"])
     said = rankings_figure.effects_message(made)
     assert said.startswith(
         "Supernets underrate 5x5 at position 2 most, by 0.10 standard deviations"
