@@ -18,6 +18,7 @@ import queue
 import secrets
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -63,24 +64,32 @@ def _connected(scheduler: str | None) -> Iterator[Client]:
             "--backend",
             2,
         )
-    log = logging.getLogger("distributed")
-    before = log.level
-    log.setLevel(logging.CRITICAL)  # what is lost is said in a line, here
+    with _quiet():
+        try:
+            client = Client(_address(address), timeout=ANSWER, set_as_default=False, name="mnas")
+        except (ImportError, OSError, TypeError, ValueError) as error:
+            raise Failure(
+                f"--scheduler {address} does not answer ({str(error) or type(error).__name__}); "
+                "expected the address that `dask scheduler` prints, as tcp://10.0.0.1:8786, or its "
+                "--scheduler-file",
+                2,
+            ) from error
+        with client:
+            yield client
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What is lost is said in a line, here; dask logs tracebacks, by loggers with own levels."""
+    logs = [name for name in logging.root.manager.loggerDict if name.startswith("distributed.")]
+    before = {log: log.level for log in map(logging.getLogger, ("distributed", *logs))}
+    for log in before:
+        log.setLevel(logging.CRITICAL)
     try:
-        client = Client(_address(address), timeout=ANSWER, set_as_default=False, name="mnas")
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        log.setLevel(before)
-        raise Failure(
-            f"--scheduler {address} does not answer ({str(error) or type(error).__name__}); "
-            "expected the address that `dask scheduler` prints, as tcp://10.0.0.1:8786, or its "
-            "--scheduler-file",
-            2,
-        ) from error
-    try:
-        yield client
+        yield
     finally:
-        client.close()
-        log.setLevel(before)
+        for log, level in before.items():
+            log.setLevel(level)
 
 
 def _address(given: str) -> str:
@@ -122,7 +131,9 @@ class Dask:
         self.said: queue.SimpleQueue[tuple[str, Words]] = queue.SimpleQueue()
         self._client = client
         self._futures: dict[str, Future] = {}
-        self._workers: dict[str, str] = {}  # of the runs that have begun
+        self._jobs: dict[str, Job] = {}
+        self._workers: defaultdict[str, list[str]] = defaultdict(list)  # on which each has begun
+        self._stopping = False
         self._name = f"mnas-{secrets.token_hex(8)}"  # of topic and event
         self._told = Event(self._name, client=client)
         # Named as a piece of a write: what a kill leaves of it is removed with those.
@@ -149,17 +160,22 @@ class Dask:
                 raise Failure(f"worker {worker} {why}", 2)
 
     def begin(self, name: str, job: Job) -> None:
-        job = {**job, "patience": PATIENCE, "report_every": HEARD}
-        key = f"{name} {self._name}"
-        future = self._client.submit(relay, job, self._here, self._name, key=key, pure=False)
+        self._jobs[name] = {**job, "patience": PATIENCE, "report_every": HEARD}
+        self._submit(name)
+
+    def _submit(self, name: str) -> None:
+        key = f"{name} {secrets.token_hex(8)}"
+        arguments = (self._jobs[name], self._here, self._name)
+        future = self._client.submit(relay, *arguments, key=key, pure=False)
         self._futures[name] = future
         future.add_done_callback(lambda _: self._end(name, future))
 
     def stop(self) -> None:
+        self._stopping = True
         with _if_there():
             self._told.set()
-        for name, future in self._futures.items():
-            if name not in self._workers:  # it may wait for a worker for ever
+        for name, future in list(self._futures.items()):
+            if not self._workers[name]:  # it may wait for a worker for ever
                 future.cancel()
 
     def close(self) -> None:
@@ -172,11 +188,11 @@ class Dask:
     def _hear(self, event: tuple[float, tuple[str, Words]]) -> None:
         _, (name, words) = event
         if "begins" in words:
-            before, now = self._workers.get(name), words["begins"]
-            self._workers[name] = now
-            if before is None:
+            had, now = self._workers[name], words["begins"]
+            had.append(now)
+            if len(had) == 1:
                 return
-            words = {"line": f"worker {before} was lost; goes on with worker {now}"}
+            words = {"line": f"worker {had[-2]} was lost; goes on with worker {now}"}
         self.said.put((name, words))
 
     def _end(self, name: str, future: Future) -> None:
@@ -186,13 +202,16 @@ class Dask:
         try:
             words = future.result()
         except KilledWorker as error:
-            allowed, last = error.allowed_failures, error.last_worker.address
+            had, allowed = self._workers[name], error.allowed_failures
+            if len(had) <= allowed and not self._stopping:  # it was waiting at one that was lost
+                self._submit(name)
+                return
             words = {
-                "lost": f"its workers were lost (the last: {last}), more often than dask's "
+                "lost": f"its workers were lost ({', '.join(had)}), more than dask's "
                 f"allowed-failures, which is {allowed}"
             }
         except FutureCancelledError:
-            words = {"lost": "the scheduler was lost"}
+            words = {"lost": "it was not begun" if self._stopping else "the scheduler was lost"}
         except Exception as error:
             words = {"lost": f"its task failed ({_shown(error)})"}
         self.said.put((name, words))

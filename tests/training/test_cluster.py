@@ -105,7 +105,7 @@ def test_a_run_that_loses_too_many_workers_fails_alone(start, whole, tmp_path):
     workers[0].kill()
     _, error = process.communicate(timeout=400)
     reason = (
-        r"its workers were lost \(the last: tcp://\S+\), more often than dask's "
+        r"its workers were lost \(tcp://\S+\), more than dask's "
         r"allowed-failures, which is 0"
     )
     assert process.returncode == 1
@@ -195,7 +195,7 @@ class Elsewhere(joblib.parallel.SequentialBackend):
     """A backend of another package, as ray's."""
 
 
-def test_the_cluster_of_joblib_is_taken_and_others_are_refused(tmp_path):
+def test_the_cluster_of_joblib_is_taken_and_others_are_refused(tmp_path, capsys):
     from distributed import Client, LocalCluster
 
     assert cluster.ambient() is None
@@ -205,12 +205,19 @@ def test_the_cluster_of_joblib_is_taken_and_others_are_refused(tmp_path):
     with joblib.parallel_config("elsewhere"), pytest.raises(Failure, match="has a Elsewhere, on"):
         sweep.train([], None, tmp_path, 200)
     with (
-        LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as made,
+        LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as made,
         Client(made, set_as_default=True) as client,
         joblib.parallel_config("dask"),
         cluster.chosen("local", None) as found,
     ):
         assert found is client
+        engine = cluster.Dask(found, tmp_path)
+        assert "note: the cluster has no worker yet" in capsys.readouterr().err
+        engine.begin("a", {})
+        engine.stop()  # a run that waits for a worker is not waited for
+        assert engine.said.get(timeout=60) == ("a", {"lost": "it was not begun"})
+        engine.close()
+        assert nothing_left(tmp_path)
 
 
 def test_a_worker_that_does_not_see_the_files_says_so(tmp_path):
