@@ -258,7 +258,7 @@ def draw(out: Path) -> None:
         f"scored* is the mean of these. Made by `python -m benchmarks.regret search`.\n\n{text}\n"
     )
     of_all = groups([row for row in rows if row["share"] == 1.0], *keys)
-    with figure(out / "regret.png", width=7.5, height=6.2) as (ax,):
+    with figure(out / "regret.png", width=9.5, height=6.6) as (ax,):
         for line, ((source, aims, sampler, pick), some) in enumerate(of_all.items()):
             values = [row["regret"] for row in some]
             color = {"published": "C1", "none": "C2"}.get(source, "C0")
@@ -275,13 +275,13 @@ def draw(out: Path) -> None:
         drawn = [key for key in means if key[0].startswith("supernet") and key[2] in SAMPLERS]
         ours = min(drawn, key=means.__getitem__)
         ax.set_title(
-            f"nb_macro, at most {TRIALS} scores of a supernet:\n{ours[2]} drawing for {ours[1]}, "
-            f"{ours[3]}, loses least, {means[ours]:.2f} points",
+            f"At most {TRIALS} scores of a supernet:\n{ours[2]} for {ours[1]}, {ours[3]},\n"
+            f"loses least, {means[ours]:.2f} points",
             loc="left",
             fontsize="medium",
         )
         ax.set(yticks=[], ylim=(len(of_all) - 0.5, -1.4))
-        ax.set_xlabel("regret, points of accuracy (dot: a seed; bar: mean)")
+        ax.set_xlabel("regret, points (dot: a seed; bar: mean)")
 
 
 def spread(values: list[float]) -> str:
