@@ -21,6 +21,7 @@ KINDS = (
     ("supernet", "inherited"),
     ("scratch", "from scratch"),
 )  # the arms of every study, and their weights
+NO_LOSS = 1e9  # in the place of one that is no number, or larger
 SHORTER = "shorter.toml"
 SAME = ("space", "dataset", "limit_train", "limit_test")  # what makes data and networks the same
 FIRST_SCRATCH_SEED = (
@@ -216,7 +217,7 @@ class Study:
             seeds,
             test,
             val,
-            np.array([[-min(1e9 if x is None else x, 1e9) for x in row] for row in losses]),
+            np.array([[-min(NO_LOSS if x is None else x, NO_LOSS) for x in row] for row in losses]),
             [row for row in rows if row["seed"] in seeds],
             sorted(set(found) - {*seeds}),
             self._correct([found[seed][arch] for seed in seeds for arch in self.archs]),

@@ -12,6 +12,7 @@ from invented import made_up, put
 from running import ARCHS, in_process
 
 from mnas.studies.results import Study, summary
+from mnas.studies.web import parts
 
 MILLION = 1_000_000  # bytes: the most that a page may have
 HOSTILE = "</script><script>window.broken = 1</script><b>&"
@@ -124,9 +125,24 @@ def test_numbers_are_those_of_the_summary(made):
     for i, arch in enumerate(study.archs):
         mean = study.arms["scratch"].test[:, i].mean()
         assert re.search(rf'data-value="{arch}">{arch}</th>.*>{mean:.2f} \[', text)
+    values = -study.arms["supernet"].loss
+    for i, arch in enumerate(study.archs):
+        assert re.search(rf'data-value="{arch}">{arch}</th>.*>{values[:, i].mean():.4f} \[', text)
     for line in found["estimators"]:
         row = rf'>{line["name"]}</th>.*data-value="{line["tau_mean"]:.6g}">{line["tau_mean"]:.2f}'
         assert re.search(row, text)
+
+
+def test_only_what_has_a_loss_can_be_compared_by_it(made):
+    """The invented rows all have the same."""
+    for name, number in (("study", 2), ("overview", 2), ("invented", 0), ("scores", 0)):
+        page = Elements((made / f"{name}.html").read_text())
+        assert len([found for found in page.named("input") if found["type"] == "radio"]) == number
+
+
+def test_small_differences_keep_their_sign():
+    assert parts.number(-0.0012, "+.4f").text == "-0.0012"
+    assert parts.number(-0.0012, "+.2f").text == "+0.00"
 
 
 def test_a_page_that_the_rows_contradict_is_named(made, tmp_path, monkeypatch, capsys):
@@ -219,8 +235,8 @@ def test_a_page_can_be_read_on_a_phone_and_on_a_desk(name, scheme, opened):
         tables = "all => all.map(x => x.scrollWidth - x.clientWidth)"
         if width > 1000:  # on a phone they scroll by themselves
             assert max(page.locator(".scroll").evaluate_all(tables)) == 0
-        charts = page.locator(".chart svg")
-        assert charts.count() == page.locator(".chart").count() > 0
+        charts = page.locator(".chart:visible svg")
+        assert charts.count() == page.locator(".chart:visible").count() > 0
         for box in charts.evaluate_all("all => all.map(x => x.getBoundingClientRect().toJSON())"):
             assert 200 < box["width"] <= width
             assert box["left"] >= 0
@@ -300,4 +316,39 @@ def test_charts_follow_the_scheme_of_the_system(opened):
     page.emulate_media(color_scheme="dark")
     page.wait_for_selector("html[data-drawn='2']", timeout=60_000)
     assert label.evaluate("it => getComputedStyle(it).fill") != light
-    assert page.locator(".chart svg").count() == page.locator(".chart").count()
+    assert page.locator(".chart svg").count() == page.locator(".chart:visible").count()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_switch_shows_the_loss_in_place_of_top1(scheme, opened):
+    """By click and by keyboard, on a phone and on a desk; table and charts change together."""
+    study = Study(ROOT / "results" / "mil9_mnist")
+    loss = -study.arms["scratch"].loss.mean(0)
+    for width in (400, 1600):
+        page = opened("study", width, scheme)
+        table = page.locator("#s1 table:visible")
+        assert "from scratch, %" in table.inner_text()
+        page.get_by_role("radio", name="test loss").check()
+        page.wait_for_selector("html[data-drawn='2']", timeout=60_000)
+        assert table.count() == 1
+        cells = table.locator("tbody tr > :nth-child(3)").all_inner_texts()
+        assert [text.split()[0] for text in cells] == [f"{value:.4f}" for value in loss]
+        charts = page.locator("#s1 .chart:visible svg")
+        assert charts.count() == 2
+        assert "from scratch, test loss, nats" in charts.first.text_content()
+        for box in charts.evaluate_all("all => all.map(x => x.getBoundingClientRect().toJSON())"):
+            assert 200 < box["width"] <= width
+            assert box["right"] <= width
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for place in (".switch label", ".switch legend"):
+            assert contrast(page, place) >= 4.5
+        page.locator("#s1 .chart:visible .mark-symbol path").first.hover()
+        tooltip = page.locator("#vg-tooltip-element")
+        tooltip.wait_for(state="visible", timeout=5_000)
+        assert re.search(rf"from scratch\s*{loss[0]:.4f}", tooltip.inner_text())
+        page.mouse.move(0, 0)
+        page.get_by_role("radio", name="test loss").focus()
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_selector("html[data-drawn='3']", timeout=60_000)
+        assert "from scratch, %" in table.inner_text()

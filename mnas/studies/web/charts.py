@@ -33,7 +33,7 @@ def _rounded(rows: Rows) -> alt.Chart:
     return alt.Chart(
         alt.InlineData(
             [
-                {key: round(x, 4) if isinstance(x, float) else x for key, x in row.items()}
+                {key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()}
                 for row in rows
             ]
         )
@@ -76,16 +76,17 @@ def _colour(field: str, order: Sequence[str], columns: int = 2) -> alt.Color:
     return alt.Color(field=field, type="nominal", scale=scale, legend=legend)
 
 
-def scatter(rows: Rows) -> dict[str, Any]:
-    """rows: network, inherited, scratch, their _low and _high, of each network."""
+def scatter(rows: Rows, what: str = TOP1, form: str = ".2f") -> dict[str, Any]:
+    """rows: network, inherited, scratch, their _low and _high, of each network. what: these are.
+    form: of a number."""
     base = _rounded(rows)
     values = [
         row[f"{kind}{end}"] for row in rows for kind in ("inherited", "scratch") for end in ENDS
     ]
     ends = [min(values), max(values)]
     scale = alt.Scale(domain=ends, nice=False, padding=12)
-    x = _x("inherited", f"inherited, {TOP1}", scale=scale, axis=alt.Axis(tickCount=5))
-    y = _y("scratch", f"from scratch, {TOP1}", scale=scale, axis=alt.Axis(tickCount=5))
+    x = _x("inherited", f"inherited, {what}", scale=scale, axis=alt.Axis(tickCount=5))
+    y = _y("scratch", f"from scratch, {what}", scale=scale, axis=alt.Axis(tickCount=5))
     equal = _rounded([{"inherited": end, "scratch": end} for end in ends])
     gap = (ends[1] - ends[0]) / 22
     of_points = [[row[kind] for row in rows] for kind in ("inherited", "scratch")]
@@ -95,12 +96,12 @@ def scatter(rows: Rows) -> dict[str, Any]:
     text = alt.Text(field="network", type="nominal")
     tooltip = _tooltip(
         "network",
-        "inherited=.2f",
-        "inherited_low=.2f=inherited, from",
-        "inherited_high=.2f=to",
-        "scratch=.2f=from scratch",
-        "scratch_low=.2f=from scratch, from",
-        "scratch_high=.2f=to ",
+        f"inherited={form}",
+        f"inherited_low={form}=inherited, from",
+        f"inherited_high={form}=to",
+        f"scratch={form}=from scratch",
+        f"scratch_low={form}=from scratch, from",
+        f"scratch_high={form}=to ",
         "params=,=parameters",
         "macs=,=MACs",
     )
@@ -108,10 +109,10 @@ def scatter(rows: Rows) -> dict[str, Any]:
         [
             equal.mark_line(strokeDash=[5, 4], style="reference").encode(x=x, y=y),
             base.mark_rule(opacity=0.45).encode(
-                x=_x("inherited_low", f"inherited, {TOP1}", scale=scale), x2="inherited_high:Q", y=y
+                x=_x("inherited_low", f"inherited, {what}", scale=scale), x2="inherited_high:Q", y=y
             ),
             base.mark_rule(opacity=0.45).encode(
-                x=x, y=_y("scratch_low", f"from scratch, {TOP1}", scale=scale), y2="scratch_high:Q"
+                x=x, y=_y("scratch_low", f"from scratch, {what}", scale=scale), y2="scratch_high:Q"
             ),
             base.mark_point(filled=True, size=90, opacity=1).encode(x=x, y=y, tooltip=tooltip),
             *(
@@ -122,20 +123,20 @@ def scatter(rows: Rows) -> dict[str, Any]:
             ),
         ],
         380,
-        "Accuracy from scratch against accuracy with inherited weights, a point for each network.",
+        f"{what} from scratch against that with inherited weights, a point for each network.",
     )
 
 
 ENDS = ("", "_low", "_high")
 
 
-def seeds(rows: Rows, order: list[str]) -> dict[str, Any]:
-    """rows: network, weights, seed, accuracy, of each run."""
+def seeds(rows: Rows, order: list[str], what: str = TOP1, form: str = ".2f") -> dict[str, Any]:
+    """rows: network, weights, seed, value, of each run. what, form: as of `scatter`."""
     base = _rounded(rows)
-    x, y = _x("accuracy", TOP1), _line("network", order)
+    x, y = _x("value", what), _line("network", order)
     colour = _colour("weights", WEIGHTS)
     beside = alt.YOffset(field="weights", type="nominal", sort=list(WEIGHTS))
-    mean = alt.X(field="accuracy", type="quantitative", aggregate="mean", scale=NEAR, title=TOP1)
+    mean = alt.X(field="value", type="quantitative", aggregate="mean", scale=NEAR, title=what)
     return chart(
         [
             base.mark_point(filled=True, size=36, opacity=0.45).encode(
@@ -143,7 +144,7 @@ def seeds(rows: Rows, order: list[str]) -> dict[str, Any]:
                 y=y,
                 yOffset=beside,
                 color=colour,
-                tooltip=_tooltip("network", "weights", "seed", "accuracy=.2f"),
+                tooltip=_tooltip("network", "weights", "seed", f"value={form}={what}"),
             ),
             base.mark_tick(thickness=3, size=14).encode(
                 x=mean,
@@ -153,17 +154,17 @@ def seeds(rows: Rows, order: list[str]) -> dict[str, Any]:
                 tooltip=[
                     *_tooltip("network", "weights"),
                     alt.Tooltip(
-                        field="accuracy",
+                        field="value",
                         type="quantitative",
                         aggregate="mean",
-                        format=".3f",
+                        format=form,
                         title="mean",
                     ),
                 ],
             ),
         ],
         (BAR + 12) * len(order) + 70,
-        "Test accuracy of every run, a dot each, and the mean of each network, a bar.",
+        f"{what} of every run, a dot each, and the mean of each network, a bar.",
     )
 
 

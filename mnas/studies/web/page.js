@@ -46,10 +46,21 @@
   }
   async function draw() {
     for (const place of document.querySelectorAll(".chart")) {
+      if (place.closest("[hidden]")) continue; // it has no width yet
       const spec = JSON.parse(document.getElementById(place.dataset.chart).textContent);
       await vegaEmbed(place, spec, { actions: false, renderer: "svg", config: config() });
     }
     document.documentElement.dataset.drawn = String(1 + Number(document.documentElement.dataset.drawn || 0));
+  }
+  // A switch shows one of the views of a section.
+  for (const button of document.querySelectorAll(".switch input")) {
+    button.checked = button.defaultChecked; // a reload may have kept another
+    button.addEventListener("change", () => {
+      for (const other of document.getElementsByName(button.name)) {
+        document.getElementById(other.value).hidden = !other.checked;
+      }
+      draw();
+    });
   }
   draw();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);

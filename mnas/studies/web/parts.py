@@ -37,12 +37,29 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class View:
+    """A table and charts. label: in the switch between the views of a section."""
+
+    label: str
+    table: Table | None
+    charts: list[Chart]
+
+
+@dataclass(frozen=True)
 class Section:
+    """others: views in the place of table and charts, for which a switch then has `label`."""
+
     short: str
     title: str
     text: list[str] = field(default_factory=list)
     table: Table | None = None
     charts: list[Chart] = field(default_factory=list)
+    label: str = ""
+    others: list[View] = field(default_factory=list)
+
+    @property
+    def views(self) -> list[View]:
+        return [View(self.label, self.table, self.charts), *self.others]
 
 
 @dataclass(frozen=True)
@@ -60,9 +77,8 @@ def number(value: float | None, form: str, *ends: float | None) -> Cell:
     if ends:
         text = shown(value, *ends, int(form.removeprefix(".").removesuffix("f")))
     else:
-        text = (
-            f"{value:{form}}".replace("-0.00", "0.00") if abs(value) < 5e-3 else f"{value:{form}}"
-        )
+        sign = "+" * form.startswith("+")
+        text = f"{value:{sign}z{form.removeprefix('+')}}"  # z: no -0.00
     return Cell(text, f"{value:.6g}")
 
 

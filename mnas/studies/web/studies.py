@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ import numpy as np
 from mnas.studies import messages, statistics
 from mnas.studies.estimators import estimator
 from mnas.studies.pages import shown
-from mnas.studies.results import KINDS, Study, Summary, summary
+from mnas.studies.results import KINDS, NO_LOSS, Arm, Study, Summary, summary
 from mnas.studies.web import charts
-from mnas.studies.web.parts import Cell, Chart, Page, Section, Table, name, number
+from mnas.studies.web.parts import Cell, Chart, Page, Section, Table, View, name, number
 
 
 def of_study(study: Study) -> Page:
@@ -47,14 +49,38 @@ def _lead(found: Summary) -> str:
     )
 
 
-def _of_networks(study: Study) -> list[dict[str, Any]]:
-    """Name, costs, and accuracy with its interval of both weights, of each network."""
+@dataclass(frozen=True)
+class Score:
+    """What networks are compared by. values: of an arm, (seeds, networks). gap: of a difference."""
+
+    label: str
+    what: str
+    unit: str
+    gap: str
+    digits: int
+    values: Callable[[Arm], Any]
+    least: bool = False
+    "Lower is better."
+
+
+TOP1 = Score("test top-1", charts.TOP1, "%", "points", 2, lambda arm: arm.test)
+LOSS = Score("test loss", "test loss, nats", "nats", "nats", 4, lambda arm: -arm.loss, True)
+
+
+def _scores(study: Study) -> list[Score]:
+    """Loss only where all runs have one, and not all the same."""
+    losses = np.concatenate([LOSS.values(study.arms[kind]) for kind, _ in KINDS])
+    return [TOP1, *([LOSS] if losses.max() < NO_LOSS and np.ptp(losses) > 0 else [])]
+
+
+def _of_networks(study: Study, score: Score = TOP1) -> list[dict[str, Any]]:
+    """Name, costs, and score with its interval of both weights, of each network."""
     found = []
     for i, arch in enumerate(study.archs):
         params, macs = study.costs[arch]
         row: dict[str, Any] = {"network": arch, "params": params, "macs": macs}
         for kind, label in (("supernet", "inherited"), ("scratch", "scratch")):
-            mean, low, high = statistics.interval(study.arms[kind].test[:, i])
+            mean, low, high = statistics.interval(score.values(study.arms[kind])[:, i])
             low, high = _ends(mean, low, high)
             row |= {label: mean, f"{label}_low": low, f"{label}_high": high}
         found.append(row)
@@ -68,16 +94,29 @@ def _ends(mean: float, low: float | None, high: float | None) -> tuple[float, fl
 
 
 def _networks(study: Study) -> Section:
-    rows = _of_networks(study)
+    first, *others = (_view(study, score) for score in _scores(study))
+    return Section(
+        "Networks",
+        messages.scatter(study),
+        [f"{messages.accuracy(study)}. On the dashed line both are equal."],
+        first.table,
+        first.charts,
+        first.label,
+        others,
+    )
+
+
+def _view(study: Study, score: Score) -> View:
+    rows, form = _of_networks(study, score), f".{score.digits}f"
     counts = [len(study.arms[kind].seeds) for kind, _ in KINDS]
     body = [
         [
             name(row["network"]),
             *(
-                number(row[kind], ".2f", row[f"{kind}_low"], row[f"{kind}_high"])
+                number(row[kind], form, row[f"{kind}_low"], row[f"{kind}_high"])
                 for kind in ("inherited", "scratch")
             ),
-            number(row["scratch"] - row["inherited"], "+.2f"),
+            number(row["scratch"] - row["inherited"], f"+{form}"),
             number(row["params"], ",.0f"),
             number(row["macs"], ",.0f"),
         ]
@@ -85,27 +124,29 @@ def _networks(study: Study) -> Section:
     ]
     heads = [
         "network",
-        f"inherited, % (n = {counts[0]})",
-        f"from scratch, % (n = {counts[1]})",
-        "scratch − inherited, points",
+        f"inherited, {score.unit} (n = {counts[0]})",
+        f"from scratch, {score.unit} (n = {counts[1]})",
+        f"scratch − inherited, {score.gap}",
         "parameters",
         "MACs",
     ]
     runs = [
-        {"network": arch, "weights": label, "seed": seed, "accuracy": float(value)}
+        {"network": arch, "weights": label, "seed": seed, "value": float(value)}
         for kind, label in KINDS
-        for seed, values in zip(study.arms[kind].seeds, study.arms[kind].test, strict=True)
+        for seed, values in zip(study.arms[kind].seeds, score.values(study.arms[kind]), strict=True)
         for arch, value in zip(study.archs, values, strict=True)
     ]
-    order = [row["network"] for row in sorted(rows, key=lambda row: -row["scratch"])]
-    return Section(
-        "Networks",
-        messages.scatter(study),
-        [f"{messages.accuracy(study)}. On the dashed line both are equal."],
-        Table("Mean test top-1 with its 95 % interval over seeds", heads, body),
+    best = sorted(rows, key=lambda row: row["scratch"], reverse=not score.least)
+    lower = " (lower is better)" if score.least else ""
+    return View(
+        score.label,
+        Table(f"Mean {score.label}{lower} with its 95 % interval over seeds", heads, body),
         [
-            Chart(charts.scatter(rows), "Inherited against from scratch"),
-            Chart(charts.seeds(runs, order), "Every run, the best network first"),
+            Chart(charts.scatter(rows, score.what, form), "Inherited against from scratch"),
+            Chart(
+                charts.seeds(runs, [row["network"] for row in best], score.what, form),
+                "Every run, the best network first",
+            ),
         ],
     )
 
@@ -284,10 +325,20 @@ def overview(studies: list[Study], out: Path) -> Page:
                     )
                     for study in studies
                 ],
+                TOP1.label,
+                [View(LOSS.label, None, by_loss)] if (by_loss := _by_loss(studies)) else [],
             ),
         ],
         ["Made from the rows of the studies by mnas report --out."],
     )
+
+
+def _by_loss(studies: list[Study]) -> list[Chart]:
+    return [
+        Chart(charts.scatter(_of_networks(study, LOSS), LOSS.what, ".4f"), study.title)
+        for study in studies
+        if LOSS in _scores(study)
+    ]
 
 
 SERIES = ("supernet", "one run from scratch", "parameters")
