@@ -77,8 +77,7 @@ def agreement(
     single run of scores has no noise of its own, as a number of parameters.
 
     correct: which images the runs have right, and those of the truth, (seeds, networks, images) of
-    the same images. The interval then also holds what other images would change, by a bootstrap;
-    a wide one, which covers 99 % where 95 are meant.
+    the same images. The interval then also holds what other images would change (`_of_images`).
 
     The interval is for the mean tau that studies of this size have: it holds the noise of the runs
     and that of the truth. It is a jackknife of two samples (Arvesen 1969, "Jackknifing
@@ -92,20 +91,39 @@ def agreement(
     if len(taus) > 1:
         parts.append((taus.var(ddof=1) / len(taus), len(taus) - 1))
     if correct is not None:
-        parts.append(_of_images(*correct, lambda a, b: kendall(a, b.mean(1, keepdims=True))))
+        parts.append(_of_images(correct, lambda a, b: kendall(a, b.mean(1, keepdims=True))))
     return taus, _of_tau(taus, parts)
 
 
-def _of_images(
-    correct: Bits, truth: Bits, taus: Callable[[Array, Array], Array]
-) -> tuple[float, int]:
-    """The variance of a mean tau over draws of images, the same for all runs (Efron 1979), and its
-    degrees of freedom. taus: of accuracies (draws, seeds, networks)."""
-    number = correct.shape[-1]
+def _of_images(groups: tuple[Bits, ...], taus: Callable[..., Array]) -> tuple[float, int]:
+    """The variance that images add to a mean tau by what they do to all runs alike, by bootstraps
+    (Efron 1979), and its degrees of freedom. groups: of runs. taus: of their accuracies, (draws,
+    seeds, networks) each.
+
+    Where all runs share a draw of images the variance is A + the sum of B/n over groups of n runs,
+    A of what is alike, B of what an image does to one run alone. The variance over runs holds B/n
+    already; counted in both, intervals cover 99 % where 95 are meant. B is the gap between draws
+    that a group shares and draws of each run (multiway clustering: Cameron, Gelbach & Miller 2011,
+    Journal of Business & Economic Statistics 29, 238-249): these have the variances a + B/n and
+    (a + B)/n, where a is of what is alike within that group."""
+    number = groups[0].shape[-1]
     random = np.random.default_rng(0)
     weights = random.multinomial(number, np.full(number, 1 / number), size=DRAWS).T / number
-    drawn = (np.moveaxis(bits.astype(float) @ weights, -1, 0) for bits in (correct, truth))
-    return float(taus(*drawn).mean(1).var(ddof=1)), min(number, DRAWS) - 1
+    drawn = [np.moveaxis(bits.astype(float) @ weights, -1, 0) for bits in groups]
+
+    def variance(*accuracies: Array) -> float:
+        return float(taus(*accuracies).mean(1).var(ddof=1))
+
+    alike, measured = variance(*drawn), [bits.mean(-1)[None] for bits in groups]
+    for i, own in enumerate(drawn):
+        runs = own.shape[1]
+        if runs > 1:
+            each = np.stack([np.roll(own[:, run], run, 0) for run in range(runs)], 1)
+            together, apart = (
+                variance(*measured[:i], group, *measured[i + 1 :]) for group in (own, each)
+            )
+            alike -= max((runs * apart - together) / (runs - 1), 0)
+    return max(alike, 0), min(number, DRAWS) - 1
 
 
 def ceiling(
@@ -132,7 +150,9 @@ def ceiling(
     without = np.array([kendall(some, _others(truth)).mean() for some, truth in left])
     parts = [_jackknife(without)]
     if correct is not None:
-        parts.append(_of_images(*correct, lambda a, b: kendall(a, _others(b))))
+        same = correct[0] is correct[1]
+        groups = correct[:1] if same else correct
+        parts.append(_of_images(groups, lambda *of: kendall(of[0], _others(of[-1]))))
     return taus, _of_tau(taus, parts)
 
 

@@ -14,7 +14,7 @@ APART = (
 )
 STUDIES = 800
 OF_ENOUGH = (0.92, 0.98)
-NOISE = 0.008  # one standard error of a coverage of 95 % from so many studies
+NOISE = 0.008  # one standard error of a coverage of 95 % from so many studies, or from 3 x 300
 
 
 def coverage(found):
@@ -69,25 +69,40 @@ def test_regret_has_no_interval_because_students_would_not_hold():
     assert coverage([statistics.interval(np.round(one, 9)) for one in lost]) < 0.9
 
 
-def test_with_bits_of_images_the_interval_holds_other_images_too():
-    """Networks are right on images by ability, difficulty, and a luck that all runs of a network
-    share: with 300 images that moves tau more than seeds do."""
-    random = np.random.default_rng(0)
-    ability = np.array([0.0, 0.1, 0.2, 0.3, 0.5])
-    found = {"both": [], "seeds": []}
-    for _ in range(300):
-        common = random.normal(size=(5, 300))
-
-        def bits(common=common):
-            luck = common + 0.3 * random.normal(size=(5, 5, 300))
-            return ability[:, None] + luck > -1.5
-
-        one, two = bits(), bits()
-        for name, known in (("both", (one, two)), ("seeds", None)):
-            taus, interval = statistics.agreement(one.mean(2), two.mean(2), known)
-            found[name].append(interval)
-            assert len(taus) == 5
-    assert coverage(found["seeds"]) < coverage(found["both"])
-    assert coverage(found["both"]) >= 0.92 - 2 * NOISE
+def test_with_bits_of_images_intervals_hold_other_images_too():
+    """Networks are right on images by ability, a luck that all runs of a network share, what a run
+    has on all images, and what it has on one image alone: three mixtures, in which seeds and images
+    move tau. Of a single mixture 300 studies say little: taus of few networks have few values, so
+    that coverage jumps with the mean (0.87 to 0.95 for the ceiling of the second, by the draw)."""
+    held = {"both": [], "seeds": [], "ceiling": []}
+    for seeds, of_runs, of_cells in ((5, 0.0, 0.3), (5, 0.1, 0.1), (10, 0.05, 0.6)):
+        random = np.random.default_rng(0)
+        found = {name: [] for name in held}
+        for _ in range(300):
+            one, two = of_luck(random, seeds, of_runs, of_cells)
+            for name, known in (("both", (one, two)), ("seeds", None)):
+                taus, interval = statistics.agreement(one.mean(2), two.mean(2), known)
+                found[name].append(interval)
+                assert len(taus) == seeds
+            found["ceiling"].append(statistics.ceiling(two.mean(2), None, (two, two))[1])
+        for name, intervals in found.items():
+            held[name].append(coverage(intervals))
+    low, high = OF_ENOUGH
+    assert np.mean(held["seeds"]) < 0.9
+    for name in ("both", "ceiling"):
+        assert low - NOISE <= np.mean(held[name]) <= high + NOISE, name
     again = statistics.agreement(one.mean(2), two.mean(2), (one, two))[1]
     assert again == found["both"][-1]  # the same draws every time
+
+
+def of_luck(random, seeds, of_runs, of_cells):
+    """Which of 300 images the runs of five networks have right, and the runs of the reference."""
+    ability, common = np.array([0.0, 0.1, 0.2, 0.3, 0.5]), random.normal(size=(5, 300))
+
+    def bits():
+        run = of_runs * random.normal(size=(seeds, 5, 1))
+        return (
+            ability[:, None] + common + run + of_cells * random.normal(size=(seeds, 5, 300)) > -1.5
+        )
+
+    return bits(), bits()
