@@ -46,15 +46,15 @@ class Cluster:
         return self._start("worker", *place, *options, cwd=directory, **environment)
 
     def _start(self, what, *options, cwd=None, **environment):
-        log = (self.folder / f"{what}{len(self._processes)}.log").open("w")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "distributed.cli.dask_" + what, *map(str, options)],
-            stdout=log,
-            stderr=log,
-            cwd=cwd or self.folder,
-            env={**self._environment, **environment},
-            start_new_session=True,
-        )
+        with (self.folder / f"{what}{len(self._processes)}.log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "distributed.cli.dask_" + what, *map(str, options)],
+                stdout=log,
+                stderr=log,
+                cwd=cwd or self.folder,
+                env={**self._environment, **environment},
+                start_new_session=True,
+            )
         self._processes.append(process)
         return process
 
