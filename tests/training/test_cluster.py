@@ -152,7 +152,8 @@ def test_a_space_of_ones_own_is_found_by_workers_and_other_code_is_refused(start
     assert process.communicate(timeout=400)[1] == ""
     assert process.returncode == 0
     shutil.copytree(ROOT / "mnas", tmp_path / "other" / "mnas")
-    (tmp_path / "other" / "mnas" / "errors.py").open("a").write("# changed\n")
+    changed = tmp_path / "other" / "mnas" / "errors.py"
+    changed.write_text(changed.read_text() + "# changed\n")
     other = machines.worker(PYTHONPATH=str(tmp_path / "other"))
     with cluster.chosen("dask", str(machines.file)) as client:
         until(lambda: len(client.scheduler_info(n_workers=-1)["workers"]) == 3)
