@@ -180,14 +180,9 @@ def _main(options: Options, client: Client | None) -> None:
     device = runtime.device(options.device)
     jobs = options.jobs or (None if client else runtime.default_threads())
     threads = options.threads or (1 if client else settings.threads(jobs))
-    name = "_".join(
-        [
-            options.space.rpartition(":")[2],
-            options.dataset.split("-")[0],
-            *(["long"] if options.recipe == "long" else []),
-            *(["rules"] if options.rules else []),
-        ]
-    )
+    parts = [options.space.rpartition(":")[2], options.dataset.split("-")[0]]
+    parts += ["long"] * (options.recipe == "long") + ["rules"] * bool(options.rules)
+    name = "_".join(parts)
     out = options.out or Path("results") / f"{name}_n{options.seeds}"
     root = options.runs or Path("runs") / name
     with user_input():
@@ -218,10 +213,8 @@ def _main(options: Options, client: Client | None) -> None:
         raise Failure(f"{error}: --runs", status=2) from error
     number = f"{sum(map(len, runs.values()))} runs, {jobs or 'all'} at a time"
     scalars = f"; scalars: tensorboard --logdir {root}" if options.log else ""
-    print(
-        f"study of {space.name} on {options.dataset}: {number}; report in {out}{scalars}",
-        flush=True,
-    )
+    line = f"study of {space.name} on {options.dataset}: {number}; report in {out}{scalars}"
+    print(line, flush=True)
     with user_input(FolderError), _own(out), _own(root):
         drawn = space.size > options.networks
         _study(options, planned, runs, data, out, root, drawn, truth, jobs, client)
