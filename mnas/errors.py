@@ -40,6 +40,16 @@ def writing(directory: Path) -> Iterator[None]:
         ) from error
 
 
+def make(directory: Path) -> None:
+    """A directory for results, which a user has named."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failure(
+            f"cannot make {directory} ({error.strerror}); give --out a writable directory", 2
+        ) from error
+
+
 def check_extra(extra: str, *packages: str) -> None:
     """Before hours of work, not after. Raises Failure that names what to install."""
     for package in packages:

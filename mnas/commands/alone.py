@@ -8,7 +8,7 @@ a row. The same command continues what was stopped. No test image is read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from mnas.commands.options import Count, Positive, Seed, Side, UserPath
-from mnas.errors import Failure, user_input, writing
+from mnas.errors import Failure, make, user_input, writing
 from mnas.training import runtime
 
 if TYPE_CHECKING:
@@ -84,14 +84,13 @@ def main(options: Options) -> None:
     settings = _settings(options, table, number, threads)
     out = options.out or Path("rankings") / _name(settings)
     with user_input(files.FolderError):
-        alone.Rows(out, settings)  # before data are loaded
+        alone.Rows(out, settings, unknown={"data_sha256"})  # before data are loaded
     if settings["dataset"] is not None:
         with user_input():
             data = alone.load(options.dataset, options.data_root, options.resolution)
             space.check_images(data.train.images, options.dataset)
         settings["data_sha256"] = data.sha256
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+    make(out)
     with user_input(files.FolderError), files.Folder(out, alone.FORMAT).lock():
         rows = alone.Rows(out, settings)
         missing = rows.missing(names)
@@ -142,14 +141,15 @@ def _name(settings: dict[str, Any]) -> str:
 
 
 def _measured(
-    settings: dict[str, Any], data_root: Path, archs: Iterable[str], jobs: int
+    settings: dict[str, Any], data_root: Path, archs: Sequence[str], jobs: int
 ) -> Iterator[dict[str, Any]]:
     """Rows in the order of networks."""
     from joblib import Parallel, delayed
 
     from mnas.studies import alone
 
-    if jobs == 1:
+    jobs = min(jobs, len(archs))
+    if jobs <= 1:
         yield from (alone.measured(settings, data_root, arch) for arch in archs)
     else:
         parallel = Parallel(n_jobs=jobs, return_as="generator")

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from mnas.commands.options import UserPath
-from mnas.errors import Failure, user_input, writing
+from mnas.errors import Failure, make, user_input, writing
 
 TABLES = (
     *("free", "trained", "supernets", "alone"),
@@ -51,6 +51,7 @@ def main(
         read_alone = [alone_rankings.read(path) for path in by_themselves]
         of = studied.judged(read, half)
         alone = alone_rankings.qualities(read_alone, of)
+    make(out)  # before minutes of work
     supernets = studied.qualities(recipes, of)
     drawn = uncertainty.over_networks(recipes, of)
     space = spaces.get(of.table.name)
@@ -69,7 +70,6 @@ def main(
         candidates=[str(value) for value in space.choices[-1]],
     )
     with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
         for name in TABLES:
             write_atomically(out / f"{name}.jsonl", strict_json.lines(getattr(found, name)))
         rankings_figure.draw(found, out / "tau.png")

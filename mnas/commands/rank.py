@@ -21,7 +21,7 @@ from cyclopts import App, Parameter
 
 from mnas.commands import alone, compare
 from mnas.commands.options import Count, Seed, UserPath
-from mnas.errors import Failure, user_input, writing
+from mnas.errors import Failure, make, user_input, writing
 from mnas.training import runtime
 from mnas.training.saved import open_run
 
@@ -119,8 +119,7 @@ def main(options: Options) -> None:
     bn_images = None
     if options.bn == "recalibrate":
         bn_images = runtime.in_memory_order(data.train.images[: options.bn_images])
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+    make(out)
     with user_input(files.FolderError), files.Folder(out, scored.FORMAT).lock():
         scores = scored.Scores(out, settings)
         total = len(paths) * len(split)
@@ -153,7 +152,7 @@ def number_of(text: str) -> int | None:
     """None for all. Raises Failure for what is no number of networks."""
     if text == "all":
         return None
-    if not text.isdecimal() or not 0 < int(text) < 2**31:
+    if not text.isdecimal() or len(text) > 10 or not 0 < int(text) < 2**31:
         raise Failure(f"--networks {text!r}; expected all, or a whole number above 0", status=2)
     return int(text)
 

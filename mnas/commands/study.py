@@ -23,7 +23,7 @@ from cyclopts import App, Parameter
 
 from mnas.commands import settings
 from mnas.commands.options import Backend, Count, Device, Positive, Seed, UserPath, list_spaces
-from mnas.errors import Failure, check_extra, user_input, writing
+from mnas.errors import Failure, check_extra, make, user_input, writing
 from mnas.studies.plans import FINE_TUNING, RECIPES, Plan, of_rules, step_costs
 from mnas.studies.results import Study, TooEarly, study_folder
 from mnas.training import cluster, runtime
@@ -241,8 +241,8 @@ def reference(options: Options, archs: list[str]) -> Study:
 @contextlib.contextmanager
 def _own(directory: Path) -> Iterator[None]:
     """Nobody else makes a study there meanwhile."""
+    make(directory)
     with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
         lock = study_folder(directory).lock()
     with lock:
         yield

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,13 +64,13 @@ class Row(Struct, forbid_unknown_fields=True):
 class Rows:
     """rows.jsonl has a row for each network so far, in the order of networks; settings.json what
     must be the same to go on; environment.json the machine and the commit that they were begun
-    with. Raises FolderError."""
+    with. unknown: settings that are not known yet. Raises FolderError."""
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, path: Path, settings: dict[str, Any], unknown: Container[str] = ()) -> None:
         self.path, self.settings = path, settings
         self._folder = Folder(path, FORMAT)
         self.rows: list[dict[str, Any]] = []
-        if scored.begun(self._folder, settings):
+        if scored.begun(self._folder, settings, unknown):
             self.rows = _lines(self._folder)
 
     def missing(self, archs: Sequence[str]) -> Sequence[str]:

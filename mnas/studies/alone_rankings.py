@@ -22,7 +22,7 @@ from mnas.studies.compute import full_training
 from mnas.studies.rankings import METRICS, Judged, judged_on
 
 Array = NDArray[np.float64]
-NOT_OF_RECIPE = ("start_seed", "threads", "data_sha256")
+NOT_OF_RECIPE = ("start_seed", "threads")
 Row = dict[str, Any]
 
 
@@ -103,10 +103,24 @@ def qualities(found: Sequence[Alone], of: Judged, draws: int = 200) -> list[Row]
             )
         group.append(one)
     rows = []
-    for group in groups:
+    for group, more in zip(groups, _apart([group[0] for group in groups]), strict=True):
         for name in group[0].scores:
-            rows.append(_quality(group, name, of, draws))
+            row = _quality(group, name, of, draws)
+            rows.append({**row, "score": name + more})
     return rows
+
+
+def _apart(recipes: Sequence[Alone]) -> list[str]:
+    """What stands behind the names of each recipe, so that no two have the same: the settings in
+    which those of one name differ."""
+    found = []
+    for one in recipes:
+        same = [o.recipe for o in recipes if alone.label(o.settings) == alone.label(one.settings)]
+        keys = sorted({key for other in same for key in {**one.recipe, **other}})
+        varied = [key for key in keys if len({repr(other.get(key)) for other in same}) > 1]
+        words = (f", {key.replace('_', ' ')} {str(one.recipe.get(key))[:8]}" for key in varied)
+        found.append("".join(words))
+    return found
 
 
 def _quality(group: Sequence[Alone], name: str, of: Judged, draws: int) -> Row:

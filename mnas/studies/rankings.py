@@ -178,6 +178,11 @@ def _names(found: Sequence[dict[str, Any]]) -> list[str]:
     for one in found:
         rule = one.get("rule", "single_path")
         how = one["sampler"] if rule == "single_path" else f"rule {rule}"
+        if (
+            rule != "single_path"
+            and len({o["sampler"] for o in found if o.get("rule") == rule}) > 1
+        ):
+            how += f", {one['sampler']} paths"
         size = f", {one['resolution']} px" if "resolution" in one else ""
         more = "".join(f", {said(key, one.get(key))}" for key in varied)
         names.append(f"{how}, {one['epochs']:g} epochs{size}{more}")

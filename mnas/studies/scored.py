@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,14 +56,14 @@ class Chunk(Struct, forbid_unknown_fields=True):
     macs_alone: NotNegative
 
 
-def begun(folder: Folder, settings: dict[str, Any]) -> bool:
+def begun(folder: Folder, settings: dict[str, Any], unknown: Container[str] = ()) -> bool:
     """Whether a folder has scores already, to go on from. Raises FolderError where they are with
-    other settings, and for what is no new directory."""
+    other settings, and for what is no new directory. unknown: settings that are not known yet."""
     path = folder.path
     if "settings.json" in folder.names():
         known = strict_json.parse(folder.read("settings.json"), dict, path)
         for key in [*known, *settings]:
-            if known.get(key) != settings.get(key):
+            if key not in unknown and known.get(key) != settings.get(key):
                 raise FolderError(
                     f"{path} has scores with {key}={known.get(key)!r}, not "
                     f"{settings.get(key)!r}; give another --out"

@@ -189,7 +189,7 @@ class RunDirectory:
     def kept(self) -> list[str]:
         """The checkpoints of a finished run whose weights `save` was told to keep, by epoch, and
         the last one."""
-        epochs = [re.fullmatch(EPOCH.format(r"(\d+)"), name) for name in self._folder.names()]
+        epochs = [re.fullmatch(EPOCH.format(r"(\d+)"), name) for name in self._folder.listed()]
         return [*map(EPOCH.format, sorted(int(e[1]) for e in epochs if e)), "checkpoint.pt"]
 
     def load(self, name: str = "checkpoint.pt") -> dict[str, Any] | None:

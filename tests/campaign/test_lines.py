@@ -19,7 +19,7 @@ from extent import share
 from test_damage import Server, verdict
 
 WORDS = ("x", "", "../x", "a" * 5000, "all ", "\n", "--", "é", "0", "-1")
-INTEGERS = ("x", "", "1.5", "-1", "1e3", "nan", "inf", "9" * 40, "0x10", "True", "1 2")
+INTEGERS = ("x", "", "1.5", "-1", "1e3", "nan", "inf", "9" * 40, "0x10", "True", "1 2", "9" * 5000)
 NUMBERS = ("x", "", "-1", "0", "nan", "inf", "-inf", "1e400", "1,5", "True")
 RULES = ("distilled", "fair=", "fair=x", "fair=0", "fair=-1", "fair=nan", "=2", "fair=1=1")
 GROUPS = ("x", "", "choice0", "choice0=", "choice0=x", "=conv3x3", "choice9=conv3x3", "x=x=x")
@@ -30,7 +30,11 @@ WEIGHTS = (*(number for number in NUMBERS if number != "0"), "1e7")
 DEVICES = (*WORDS, "cuda:0", "gpu", "CPU", *(["cuda"] if not torch.cuda.is_available() else []))
 SUPERNET = {"--mode": "supernet", "--out": "out"}
 SCRATCH = {"--mode": "scratch", "--arch": "all", "--out": "out"}
-OPTIONAL = {"train": {"--out"}, "study": {"--out", "--runs"}}
+OPTIONAL = {
+    "train": {"--out"},
+    "study": {"--out", "--runs"},
+    "rank alone": {"--out", "--networks", "--dataset", "--data-root"},
+}
 # Of each tool, or of a part of it: what a good line of it needs, and its options by kind.
 TOOLS = [
     (
@@ -121,6 +125,20 @@ TOOLS = [
         {"--average": (*INTEGERS, "0")},
     ),
     (
+        "rank alone",
+        {"--score": "synflow", "--networks": "50", "--out": "out"},
+        {"--score": WORDS, "--space": (*WORDS, "mil4"), "--half": WORDS},
+        {"--resolution": (*INTEGERS, "0", "4097"), "--networks": (*INTEGERS, "0")},
+        {"--some": (*INTEGERS, "0"), "--seed": INTEGERS, "--start-seed": INTEGERS},
+        {"--epochs": (*NUMBERS, "1"), "--jobs": (*INTEGERS, "0"), "--threads": (*INTEGERS, "0")},
+        {"--out": PATHS, "--checkpoint": ("none",)},
+    ),
+    (
+        "rank alone",
+        {"--score": "short", "--dataset": "folder", "--data-root": "none", "--out": "out"},
+        {"--dataset": WORDS, "--data-root": PATHS, "--epochs": NUMBERS},
+    ),
+    (
         "study",
         {"--out": "out", "--runs": "runs"},
         {"--space": WORDS, "--recipe": WORDS, "--seeds": INTEGERS, "--device": DEVICES},
@@ -159,7 +177,7 @@ def test_a_wrong_command_line_is_one_line_and_leaves_nothing_behind(tmp_path, mo
     wrong, number = {}, 0
     for tool, line in wrong_lines():
         number += 1
-        outcome = serve(tool, *line)
+        outcome = serve(*tool.split(), *line)
         if (
             outcome[0] != 2
             or verdict(outcome, "") != "refused"

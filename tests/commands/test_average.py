@@ -128,3 +128,8 @@ def test_what_cannot_be_averaged_is_refused_in_a_line(command, tmp_path):
     (run / "epoch-1.pt").write_bytes(content)
     status, _, error = command(*average, 2, *out)
     assert (status, "epoch-1.pt is damaged, or of another moment of" in error) == (2, True), error
+    (
+        run / "epoch-1.pt"
+    ).unlink()  # not as if fewer had been kept: of more, the others would be taken
+    status, _, error = command(*average, 2, *out)
+    assert (status, "epoch-1.pt is missing; restore it" in error) == (2, True), error

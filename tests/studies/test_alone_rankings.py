@@ -117,6 +117,24 @@ def test_losses_of_some_networks_say_what_to_expect_of_all(found):
     np.testing.assert_allclose(read[2].scores[name], expected)
 
 
+def test_no_two_recipes_have_one_name_and_other_images_are_another(tmp_path, found):
+    _, of, _ = found
+    made = [
+        write_alone(tmp_path / "a", "zico", 0, data_sha256="a" * 64),
+        write_alone(tmp_path / "b", "zico", 1, data_sha256="a" * 64),
+        write_alone(tmp_path / "other images", "zico", 2, data_sha256="b" * 64),
+        write_alone(tmp_path / "fewer", "zico", 0, data_sha256="a" * 64, some=200),
+        write_alone(tmp_path / "short", "short", 0, data_sha256="a" * 64, some=200, epochs=1),
+    ]
+    rows = alone_rankings.qualities(list(map(alone_rankings.read, made)), of, draws=4)
+    assert [(row["score"], row["seeds"]) for row in rows[:4]] == [
+        ("ZiCo, 16 px, data sha256 aaaaaaaa, some None", [0, 1]),
+        ("ZiCo, 16 px, data sha256 bbbbbbbb, some None", [2]),
+        ("ZiCo, 16 px, data sha256 aaaaaaaa, some 200", [0]),
+        ("1 epochs from scratch, 16 px, loss", [0]),
+    ]
+
+
 def compare(*arguments):
     rank.app(
         ["compare", *map(str, arguments)],

@@ -74,6 +74,17 @@ def found(folders):
     return rankings.recipes(read), rankings.judged(read, "choosing", draws=4)
 
 
+def test_no_two_recipes_have_one_name(space, tmp_path):
+    made = [
+        write(tmp_path / sampler, space, 0, noise=0.1, rule="sandwich", sampler=sampler)
+        for sampler in ("fair", "uniform")
+    ]
+    names = [recipe.name for recipe in rankings.recipes(list(map(rankings.read, made)))]
+    assert names == [
+        f"rule sandwich, {sampler} paths, 6 epochs, 16 px" for sampler in ("fair", "uniform")
+    ]
+
+
 def test_recipes_are_runs_that_differ_in_their_seed(found):
     recipes, of = found
     assert [recipe.name for recipe in recipes] == [
