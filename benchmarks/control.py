@@ -29,7 +29,7 @@ from cyclopts import App, Parameter
 
 from mnas.commands import process
 from mnas.commands.options import Count, UserPath
-from mnas.errors import Failure, user_input
+from mnas.errors import Failure, make, user_input
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +97,8 @@ def main(options: Options | None = None) -> None:
             f"{of_study.networks}",
             2,
         )
-    archs = space.names()
+    archs, part = space.names(), f"{space.name}_{options.dataset.split('-')[0]}"
+    beside = Study(options.study or Path("results") / part) if options.page else None
     _commit()  # before the code can change under a long run
     runtime.configure_runtime(1)
     supernet, scratch = (
@@ -106,9 +107,9 @@ def main(options: Options | None = None) -> None:
     data = one_run.load({**supernet, "mode": "supernet"}, options.data_root)
     with user_input():
         space.check_images(data.train.images, options.dataset)
-    part = f"{space.name}_{options.dataset.split('-')[0]}"
     settings = {"part": part, "supernet": supernet, "scratch": scratch, "data": data.found}
     rows = known(options.out, part, settings)
+    make(options.out)
     done = {_key(row) for row in rows}
     wanted = {
         (kind, seed, arch) for kind in KINDS for seed in range(options.seeds) for arch in archs
@@ -124,8 +125,8 @@ def main(options: Options | None = None) -> None:
                     [*rows, row], key=lambda row: (row["number"], row["kind"], row["arch"])
                 )
                 record(options.out, part, rows, **settings)
-    if options.page:
-        publish(options.page, PART, shown(rows, Study(options.study or Path("results") / part)))
+    if options.page and beside:
+        publish(options.page, PART, shown(rows, beside))
 
 
 def _key(row: Row) -> tuple[str, int, str]:

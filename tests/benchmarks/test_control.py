@@ -122,7 +122,18 @@ def test_a_stopped_measurement_goes_on(tmp_path):
     assert all(row in found for row in kept)
 
 
-def test_mistakes_are_one_line():
-    found = run("nowhere", "--space", "nb_macro")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--space", "nb_macro"), "--space nb_macro has 6,561 networks; expected at most 16"),
+        (
+            ("--page", "docs/results.md", "--study", "nowhere"),
+            "nowhere does not hold study.json",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_measured(options, message):
+    found = run("nowhere", *options)
     assert found.returncode == 2
-    assert found.stderr == "error: --space nb_macro has 6,561 networks; expected at most 16\n"
+    assert found.stderr == f"error: {message}\n"
+    assert not (ROOT / "nowhere").exists()
