@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, rows
 from PIL import Image
+from running import in_process
 
 import mnas
 from mnas import reference
@@ -38,21 +39,19 @@ def folder(tmp_path_factory):
     return folder
 
 
-def command(*arguments):
-    line = [sys.executable, ROOT / "tools" / "rank.py", "alone", "--dataset", "folder"]
-    line += [
-        "--data-root",
-        "images",
-        "--resolution",
-        16,
-        "--networks",
-        NETWORKS,
-        "--threads",
-        1,
-        "--half",
-        "both",
-    ]
-    return list(map(str, [*line, *arguments]))
+def options(*given):
+    """Those given, and the others of every command here."""
+    line = {"--dataset": "folder", "--data-root": "images", "--resolution": 16, "--half": "both"}
+    line |= {
+        "--networks": NETWORKS,
+        "--threads": 1,
+        **dict(zip(given[::2], given[1::2], strict=True)),
+    }
+    return [str(part) for pair in line.items() for part in pair]
+
+
+def command(*given):
+    return [sys.executable, str(ROOT / "tools" / "rank.py"), "alone", *options(*given)]
 
 
 def run(folder, *arguments):
@@ -118,7 +117,7 @@ def test_rows_are_those_of_networks_one_by_one(folder, score):
 
 
 @pytest.mark.slow
-def test_a_killed_command_goes_on_and_mistakes_are_one_line(folder):
+def test_a_killed_command_goes_on(folder):
     whole = run(folder, "--score", "az_nas", "--out", "whole")
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen(
@@ -145,7 +144,11 @@ def test_a_killed_command_goes_on_and_mistakes_are_one_line(folder):
         return [{**row, "seconds": 0} for row in rows]
 
     assert same(after) == same(rows(folder / "whole" / "rows.jsonl"))
-    for arguments, message in (
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
         (("--start-seed", 5), "has scores with start_seed=0, not 5; give another --out"),
         (("--networks", 23), "has scores with networks=24, not 23; give another --out"),
         (("--networks", "some"), "--networks 'some'; expected all, or a whole number above 0"),
@@ -153,10 +156,27 @@ def test_a_killed_command_goes_on_and_mistakes_are_one_line(folder):
         (("--epochs", 1), "--epochs 1 is for --score short; leave it out"),
         (("--space", "mil4"), "no published table of space 'mil4'; expected one of nb_macro"),
         (("--score", "zico"), "has scores with score='az_nas', not 'zico'; give another --out"),
-    ):
-        done = run(folder, "--score", "az_nas", "--out", "whole", *arguments)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert message in done.stderr
+        (("--score", "zico", "--out", "zico"), "has scores with data_sha256='0', not '"),
+        (("--score", "short", "--data-root", "none", "--out", "x"), "none"),
+        (("--out", "images/train/0/0.png"), "0.png is a file; give --out a directory"),
+        (("--out", "images"), "images holds other files; give another --out"),
+        (("--out", "/dev/null/x"), "cannot make /dev/null/x (Not a directory); give --out"),
+    ],
+)
+def test_mistakes_are_one_line(given, message, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    settings = {"space": "nb_macro", "resolution": 16, "networks": NETWORKS, "some": None}
+    settings |= {"seed": 0, "start_seed": 0, "threads": 1}
+    more = {"begun": {"score": "az_nas", "dataset": None, "images": 64}}
+    more["zico"] = {"score": "zico", "dataset": "folder", "images": 128, "data_sha256": "0"}
+    for name, own in more.items():
+        (folder / name).mkdir(exist_ok=True)
+        alone.Rows(folder / name, {**settings, **own}).add([], {}, lambda: None)
+    line = options("--score", "az_nas", "--out", "begun", *given)
+    status, _, error = in_process(monkeypatch, capsys, "rank", "alone", *line)
+    assert (status, error.count("\n")) == (2, 1), error
+    assert message in error
+    assert not (folder / "x").exists()
 
 
 def test_some_networks_are_of_those_that_supernets_were_scored_on():
