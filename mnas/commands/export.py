@@ -123,8 +123,11 @@ def main(options: Options) -> None:
             try:  # on two images, for one is a batch of a size of its own
                 FORMATS[options.format].write(network, folder, data.test.images[:2], about_it)
             except ValueError as error:
-                others = ", ".join(name for name in FORMATS if name != options.format)
-                raise Failure(f"{error}; or choose another --format: {others}", 2) from error
+                # Those with source need what it needs, the others all follow the network.
+                source = "model.py" in files_of
+                others = [n for n in FORMATS if ("model.py" in FORMATS[n].files) != source]
+                other = " or ".join(others)
+                raise Failure(f"{error}; or choose another --format: {other}", 2) from error
             versions = {n: files.Version.of((folder / n).read_bytes()) for n in files_of}
             about = {"arch": arch, "dataset": dataset, "bn": bn, "format": options.format}
             for what in ("bytes", "sha256"):

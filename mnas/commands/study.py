@@ -204,6 +204,8 @@ def _main(options: Options, client: Client | None) -> None:
     truth = reference(options, archs) if options.truth else None
     planned = arms(options, len(data.train), len(archs), threads, costs, device)
     runs = {arm: arm.runs(root, archs, options.seeds) for arm in planned}
+    with user_input():
+        one_run.check_start(space, *(run.config for of_arm in runs.values() for run in of_arm))
     try:  # before anything is trained: no run of other settings or data counts
         for run in (run for of_arm in runs.values() for run in of_arm):
             if (directory := RunDirectory(run.path)).begun:

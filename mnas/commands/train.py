@@ -277,6 +277,7 @@ def _main(options: Options, group: Processes, client: Client | None) -> None:
         )
     if not options.resume:
         with user_input():
+            one_run.check_start(space, config)
             directory.create(config, data.found)
     with user_input(FolderError):
         with one_run.locked(directory, config, data):

@@ -139,7 +139,7 @@ def converted(
     names: set[str] = set()
     choices: dict[nn.Module, Choice] = {}
     for layer, (name, rule, candidates) in taken.items():
-        choices[layer] = _choice(name, rule, candidates, names)
+        choices[layer] = _choice(name, rule, candidates, names, given)
     for parent in list(model.modules()):
         for key, child in parent._modules.items():
             if child in choices:
@@ -168,14 +168,16 @@ def _check_apart(
                 )
 
 
-def _choice(name: str, rule: Rule, candidates: Mapping[str, nn.Module], names: set[str]) -> Choice:
+def _choice(
+    name: str, rule: Rule, candidates: Mapping[str, nn.Module], names: set[str], given: bool
+) -> Choice:
     called = re.sub(r"\W", "_", name)
     called = called if called.isidentifier() else f"layer_{called}"
     while called in names:
         called += "_"
     names.add(called)
-    given = next(iter(candidates.values()))
-    frozen = {n: p.requires_grad for n, p in given.named_parameters()}
+    first = next(iter(candidates.values()))
+    frozen = {n: p.requires_grad for n, p in first.named_parameters()}
     for candidate in candidates.values():
         for key, parameter in candidate.named_parameters():
             parameter.requires_grad_(frozen.get(key, parameter.requires_grad))
@@ -185,9 +187,9 @@ def _choice(name: str, rule: Rule, candidates: Mapping[str, nn.Module], names: s
         choice = Choice(modules, Decision(called, candidates), nested=rule.nested)
     except ValueError as error:
         raise ValueError(f"{name!r} cannot become a choice: {error}") from error
-    if rule.nested:
+    if rule.nested and given:  # at random, all begin as the largest does
         kept = choice.candidate(len(choice) - 1).state_dict()
-        for key, tensor in given.state_dict().items():
+        for key, tensor in first.state_dict().items():
             if not torch.equal(kept[key], tensor):
                 raise ValueError(
                     f"{key!r} of {name!r} would not begin as it is given: of nested candidates "

@@ -45,7 +45,7 @@ def hidden(block: nn.Module) -> list[Hidden]:
     if sum(isinstance(layer, LAYERS) for layer in block.modules()) < 2:
         return []
     try:
-        graph = fx.Tracer().trace(block)
+        graph = _Tracer().trace(block)
     except Exception as error:  # whatever a user's forward does with a proxy
         reason, *_ = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
@@ -69,6 +69,13 @@ def hidden(block: nn.Module) -> list[Hidden]:
             "own; or list candidates with mnas.rules.candidates"
         )
     return found
+
+
+class _Tracer(fx.Tracer):
+    """Sees normalisations of a user's own as layers, so that reasons name them."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, NORMS) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _NotHidden(Exception):

@@ -282,8 +282,8 @@ class SearchSpace:
         if not isinstance(path, (tuple, list)) or len(path) != len(self.choices):
             known = ", ".join(decision.name for decision in self.decisions)
             raise ValueError(
-                f"path {shown(path)} must have {len(self.choices)} indices, as in "
-                f"{(0,) * len(self.choices)}, one for each of {known}"
+                f"path {shown(path)} must have {len(self.choices)} indices, whole numbers as "
+                f"in {(0,) * len(self.choices)}, one for each of {known}"
             )
         for position, (index, names) in enumerate(zip(path, self.choices, strict=True)):
             if (

@@ -73,6 +73,15 @@ def load(config: dict[str, Any], data_root: Path) -> Data:
     )
 
 
+def check_start(space: SearchSpace, *configs: dict[str, Any]) -> None:
+    """Before anything is written or trained: raise ValueError where one of the runs is to begin at
+    random and the space cannot."""
+    from mnas.networks.export import standalone
+
+    if any(c["mode"] == "scratch" and c.get("start") is None for c in configs):
+        standalone(space, space.path())
+
+
 _load = functools.lru_cache(maxsize=1)(runtime.load_data)
 
 

@@ -287,3 +287,29 @@ def test_a_file_has_one_name_from_wherever_it_is_given(file, monkeypatch):
     for lost in ("~nobody-is-called-so/space.py:mine", "../round.py:mine"):
         with pytest.raises(ValueError, match=r"cannot (find|read) .*; expected path/to/file.py"):
             own.read(lost)
+
+
+def test_a_model_that_is_no_sequence_is_told_the_formats_that_it_can_leave_in(
+    monkeypatch, capsys, tmp_path
+):
+    (tmp_path / "own.py").write_text(
+        FILE.replace(
+            "    return nn.Sequential(mnas.Choice(widths, nested=True), nn.ReLU(), *head)",
+            "    return Whole(nn.Sequential(mnas.Choice(widths, nested=True), nn.ReLU(), *head))",
+        )
+        + "\n\nclass Whole(nn.Module):\n    def __init__(self, body):\n        super().__init__()\n"
+        "        self.body = body\n\n    def forward(self, x):\n        return self.body(x)\n"
+    )
+    space, run = ("--space", f"{tmp_path / 'own.py'}:mine"), tmp_path / "run"
+    train = in_process(monkeypatch, capsys, "train", *QUICK, *space, "--out", run, validation=100)
+    assert train[0] == 0
+    line = ("export", "--checkpoint", run, *space, "--arch", "k5", "--limit-test", 60)
+    line += ("--out", tmp_path / "exported", "--threads", 1)
+    for wanted in ("source", "safetensors"):
+        done = in_process(monkeypatch, capsys, *line, "--format", wanted, validation=100)
+        assert done[0] == 2
+        assert done[2] == (
+            "error: cannot write the source of a Whole; put it into a nn.Sequential; or choose "
+            "another --format: torch-export or onnx\n"
+        )
+        assert not (tmp_path / "exported").exists()

@@ -43,7 +43,7 @@ def convnext():
 
 
 def timm_mobilenet():
-    timm = pytest.importorskip("timm")
+    timm = pytest.importorskip("timm", reason="pip install timm")
     torch.manual_seed(1)
     return _used(timm.create_model("mobilenetv3_small_050", num_classes=10))
 
@@ -247,6 +247,26 @@ def test_standalone_begins_at_random_or_asks():
     other = mnas.convert(given, rules, input_shape=IMAGES, fresh=torchvision.models.resnet18)
     with pytest.raises(ValueError, match=r"fresh\(\) returns another model .* fc.bias, fc.weight"):
         mnas.standalone(other, path)
+
+
+def test_nested_kernels_larger_than_given_ones_begin_at_random():
+    def fresh():
+        return torchvision.models.mobilenet_v3_small(num_classes=10)
+
+    given = mobilenet()
+    space = mnas.convert(given, DEPTHWISE, input_shape=IMAGES, fresh=fresh)
+    path = tuple(len(decision) - 1 for decision in space.decisions)
+    torch.manual_seed(3)
+    network = mnas.standalone(space, path)
+    torch.manual_seed(3)
+    supernet = mnas.Supernet(space.fresh())
+    small = mnas.export(supernet, space.path())
+    assert network.features[1].block[0][0].weight.count_nonzero() == 16 * 25
+    for key, value in mnas.export(supernet, path).state_dict().items():
+        assert torch.equal(value, network.state_dict()[key])
+    grown = network.features[1].block[0][0].weight[:, :, 1:-1, 1:-1]
+    assert torch.equal(small.features[1].block[0][0].weight, grown)
+    assert not torch.equal(grown, given.features[1].block[0][0].weight)
 
 
 def test_frozen_layers_devices_types_and_pickles():

@@ -268,7 +268,10 @@ def test_paths_and_names_that_are_none_say_what_is():
             "space s has no decision 'width'; expected one of depth, kernel0",
         ),
         (lambda: s.path(depth=7), "depth=7; expected one of 1, 2"),
-        (lambda: s.check((0, 0)), "must have 3 indices, as in (0, 0, 0), one for each of depth, "),
+        (
+            lambda: s.check((0, 0)),
+            "must have 3 indices, whole numbers as in (0, 0, 0), one for each of depth, ",
+        ),
         (
             lambda: s.parse("depth=2-kernel0=9-kernel1=1"),
             "is not in space s; expected one of depth",

@@ -130,10 +130,17 @@ def test_training_from_scratch_refuses_in_one_line(monkeypatch, capsys, tmp_path
         "import mnas\nfrom test_random_start import loaded\n\n\n"
         "def space():\n    return mnas.SearchSpace(loaded('2.'), name='own')\n"
     )
-    line = ("--mode", "scratch", "--space", f"{tmp_path / 'own.py'}:space", "--arch", "conv3x3")
-    line += ("--limit-train", 128, "--epochs", 1, "--out", tmp_path / "run")
-    status, _, error = in_process(monkeypatch, capsys, "train", *line, validation=100)
-    assert status == 2
-    last = error.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert "2.conv3x3:weight is the same in every model" in last
+    mine = ("--space", f"{tmp_path / 'own.py'}:space", "--limit-train", 128)
+    out = tmp_path / "run"
+    for command, *line in (
+        ("train", "--mode", "scratch", "--arch", "conv3x3", "--epochs", 1, "--out", out),
+        ("train", "--mode", "scratch", "--arch", "all", "--epochs", 1, "--out", out),
+        ("study", "--out", out, "--runs", tmp_path / "runs"),
+    ):
+        done = in_process(monkeypatch, capsys, command, *mine, *line, validation=100)
+        status, printed, error = done
+        assert (status, printed, error.count("\n")) == (2, "", 1)
+        assert error.startswith("error: ")
+        assert "2.conv3x3:weight is the same in every model" in error
+        assert not out.exists()  # nor has a supernet been trained before
+        assert not (tmp_path / "runs").exists()

@@ -28,6 +28,13 @@ class Branching(MLP):
         return self.second(self.first(x)) if x.sum() > 0 else x
 
 
+class Activated(nn.BatchNorm2d):
+    """As those of timm, whose layer and activation are one."""
+
+    def forward(self, x):
+        return F.relu(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias))
+
+
 class Leaking(MLP):
     def forward(self, x):
         inner = self.first(x)
@@ -154,6 +161,10 @@ def test_hidden_widths_of_depthwise_and_bottleneck_blocks():
     ("block", "message"),
     [
         (Branching(), "'0' cannot become a choice: torch.fx cannot follow Branching"),
+        (
+            nn.Sequential(nn.Conv2d(4, 8, 1), Activated(8), nn.Conv2d(8, 4, 1)),
+            r"0: 1 \(Activated\) may mix its channels",
+        ),
         (MLP(gate=True), "first: mul may mix its channels with others"),
         (Leaking(), "first: its channels leave the block"),
         (Twice(), "layer: layer is used more than once"),
