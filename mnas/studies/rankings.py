@@ -184,7 +184,8 @@ def _names(found: Sequence[dict[str, Any]]) -> list[str]:
         ):
             how += f", {one['sampler']} paths"
         size = f", {one['resolution']} px" if "resolution" in one else ""
-        more = "".join(f", {said(key, one.get(key))}" for key in varied)
+        own = [key for key in varied if key.startswith("scored ") or one.get(key) is not None]
+        more = "".join(f", {said(key, one.get(key))}" for key in own)
         names.append(f"{how}, {one['epochs']:g} epochs{size}{more}")
     return names
 

@@ -111,6 +111,16 @@ def test_scores_of_averaged_weights_are_a_recipe_of_their_own(tmp_path, space):
     ]
 
 
+def test_a_setting_of_one_rule_alone_is_not_in_the_names_of_others(tmp_path, space):
+    folder = write(tmp_path / "one", space, 0, noise=0.1)
+    plain, sandwich = rankings.read(folder), rankings.read(folder)
+    sandwich.training["config"].update(rule="sandwich", random_paths=2)
+    assert [recipe.name for recipe in rankings.recipes([plain, sandwich])] == [
+        "fair, 6 epochs, 16 px",
+        "rule sandwich, 6 epochs, 16 px, random paths 2",
+    ]
+
+
 def test_numbers_are_those_of_networks_one_by_one(found, space):
     recipes, of = found
     rows = {(r["recipe"], r["score"]): r for r in rankings.qualities(recipes, of, labels=(20,))}
