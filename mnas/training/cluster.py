@@ -95,7 +95,10 @@ def _quiet() -> Iterator[None]:
 def _address(given: str) -> str:
     """given: an address, or a file in which a scheduler has written its own. Raises OSError and
     ValueError."""
+    from distributed.comm import get_address_host_port
+
     if not given.endswith(".json"):
+        get_address_host_port(given)  # a client that fails on it leaves a traceback at the end
         return given
     found = json.loads(Path(given).read_text())
     if not isinstance(found, dict) or not isinstance(found.get("address"), str):

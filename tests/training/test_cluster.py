@@ -175,6 +175,10 @@ def test_a_space_of_ones_own_is_found_by_workers_and_other_code_is_refused(start
             ("--backend", "dask", "--scheduler", "tcp://127.0.0.1:1"),
             "--scheduler tcp://127.0.0.1:1 does not answer (",
         ),
+        (
+            ("--backend", "dask", "--scheduler", "10.0.0.1"),
+            "--scheduler 10.0.0.1 does not answer (missing port",
+        ),
         (("--backend", "dask", "--scheduler", "x://y"), "--scheduler x://y does not answer ("),
         (("--backend", "dask", "--scheduler", "none.json"), "No such file or directory"),
         (("--backend", "dask", "--scheduler", "setup.json"), "the file has no address"),
@@ -190,6 +194,14 @@ def test_a_cluster_that_is_not_there_is_one_line(arguments, message, tmp_path, m
         assert (status, error.count("\n")) == (2, 1), error
         assert message in error
     assert not Path("run").exists()
+
+
+def test_an_address_is_read_before_there_is_a_client():
+    """One that fails on it waits 20 seconds at the end of the process, and shows a traceback."""
+    for given in ("10.0.0.1", "nonsense", "x://y:1"):
+        with pytest.raises(ValueError, match=r"missing port|unknown address scheme"):
+            cluster._address(given)
+    assert cluster._address("tcp://10.0.0.1:8786") == "tcp://10.0.0.1:8786"
 
 
 class Elsewhere(joblib.parallel.SequentialBackend):
