@@ -71,8 +71,7 @@ class Options:
     """Runs at a time, each in a process of its own. [default: all cores, on a cluster as many as it
     takes]"""
     backend: Backend = "local"
-    """Where they are trained; dask: on the workers of a cluster that see the same files
-    (docs/processes.md)."""
+    "Where they are trained; dask: on the workers of a cluster (docs/processes.md)."
     scheduler: str | None = None
     """dask: the address of its scheduler, as tcp://10.0.0.1:8786, or its scheduler file. [default:
     DASK_SCHEDULER_ADDRESS]"""
