@@ -107,11 +107,12 @@ def _panel(ax: Any, found: Found, metric: str) -> tuple[Sequence[Point], Sequenc
     lowest = [p.value[0] if p.open is None else p.open for p in made if p.cost]
     lowest += [row[metric][0] for row in found.trained[2:]]
     floor = max(min(lowest) - 0.06, high - SPAN)
-    ax.set_ylim(floor, max(high, *(p.value[0] for p in made)) + 0.03)
+    top = max(high, *(p.value[0] for p in made)) + 0.03
     below = [f"{p.name} {p.value[0]:.2f}" for p in made if p.value[0] < floor]
-    if below:
-        text = textwrap.fill("below: " + ", ".join(below), 60)
-        ax.text(0.01, 0.012, text, fontsize=LETTERS, va="bottom", transform=ax.transAxes)
+    text = textwrap.fill("below: " + ", ".join(below), 60) if below else ""
+    ax.text(0.01, 0.012, text, fontsize=LETTERS, va="bottom", transform=ax.transAxes)
+    room = 0.04 * len(text.splitlines()) * (top - floor)  # a line's share of the panel's height
+    ax.set_ylim(floor - room, top)
     series = [_series(found, metric), _trained(found, metric)]
     for line in filter(None, series):
         style = "--" if line is series[1] else "-"
