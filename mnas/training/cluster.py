@@ -18,7 +18,7 @@ import queue
 import secrets
 import sys
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 ANSWER = 10.0  # seconds in which a scheduler answers
 HEARD = 1.0  # seconds in which a task hears that it is to stop, and between reports of its step
+AGAIN = 5  # times at most that a run is handed in anew whose workers die before it begins
 PATIENCE = 120.0
 """Seconds to wait for a run directory that another child has: that of a lost worker, which saves
 its last step, or, after a power cut, a file server's memory of its lock."""
@@ -136,6 +137,7 @@ class Dask:
         self._futures: dict[str, Future] = {}
         self._jobs: dict[str, Job] = {}
         self._workers: defaultdict[str, list[str]] = defaultdict(list)  # on which each has begun
+        self._again: Counter[str] = Counter()  # how often each was handed in anew
         self._stopping = False
         self._name = f"mnas-{secrets.token_hex(8)}"  # of topic and event
         self._told = Event(self._name, client=client)
@@ -206,11 +208,13 @@ class Dask:
             words = future.result()
         except KilledWorker as error:
             had, allowed = self._workers[name], error.allowed_failures
-            if len(had) <= allowed and not self._stopping:  # it was waiting at one that was lost
+            if len(had) <= allowed and self._again[name] < AGAIN and not self._stopping:
+                self._again[name] += 1  # it was waiting at one that was lost
                 self._submit(name)
                 return
+            begun = f"({', '.join(had)})" if had else "before it began"
             words = {
-                "lost": f"its workers were lost ({', '.join(had)}), more than dask's "
+                "lost": f"its workers were lost {begun}, more than dask's "
                 f"allowed-failures, which is {allowed}"
             }
         except FutureCancelledError:

@@ -233,6 +233,37 @@ def test_the_cluster_of_joblib_is_taken_and_others_are_refused(tmp_path, capsys)
         assert nothing_left(tmp_path)
 
 
+def test_a_run_whose_workers_all_die_before_it_begins_fails_in_the_end(tmp_path, monkeypatch):
+    from distributed import Client, LocalCluster
+    from distributed.scheduler import KilledWorker
+
+    class Lost:
+        def add_done_callback(self, call):
+            calls.append(call)
+
+        def result(self):
+            raise KilledWorker("task", None, 3)
+
+    calls = []
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as made,
+        Client(made) as client,
+    ):
+        engine = cluster.Dask(client, tmp_path)
+        monkeypatch.setattr(client, "submit", lambda *_, **__: Lost())
+        monkeypatch.setattr(client, "cancel", lambda _: None)
+        engine.begin("a", {})
+        for times in range(cluster.AGAIN + 1):
+            assert len(calls) == times + 1
+            assert engine.said.empty()
+            calls[-1](None)
+        assert len(calls) == cluster.AGAIN + 1
+        name, words = engine.said.get(timeout=1)
+        assert name == "a"
+        assert words["lost"].startswith("its workers were lost before it began")
+        engine.close()
+
+
 def test_a_worker_that_does_not_see_the_files_says_so(tmp_path):
     seen = {**cluster._versions(), "directory": str(tmp_path), "sign": str(tmp_path)}
     assert cluster.objection(seen) is None
