@@ -15,8 +15,8 @@ from mnas.training import one_run
 FEW = ("--limit-train", "256", "--limit-test", "200")
 
 
-def run(out, *options):
-    command = [sys.executable, "-m", "benchmarks.control", "--out", str(out), *FEW, *options]
+def run(out, *options, few=FEW):
+    command = [sys.executable, "-m", "benchmarks.control", "--out", str(out), *few, *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
 
 
@@ -94,7 +94,7 @@ def test_rows_are_those_of_plain_trainings_and_are_kept(tmp_path):
     assert [row for row in again if row["number"] == 0] == begun
     assert without_time(again) == without_time(found)
 
-    other = run(tmp_path / "steps", "--limit-test", "100")
+    other = run(tmp_path / "steps", few=(*FEW[:3], "100"))
     assert other.returncode == 2
     assert "was measured with other settings" in other.stderr
     assert rows(tmp_path / "steps" / "mil4_mnist.jsonl") == again
