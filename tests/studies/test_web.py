@@ -16,7 +16,7 @@ from mnas.studies.web import parts
 
 MILLION = 1_000_000  # bytes: the most that a page may have
 HOSTILE = "</script><script>window.broken = 1</script><b>&"
-RANKED = next((ROOT / "results" / "ranking").iterdir())
+RANKED = ROOT / "results" / "ranking" / "nb_macro_fair_6_epochs_16px_seed0"
 
 
 class Elements(HTMLParser):
