@@ -106,3 +106,17 @@ def of_luck(random, seeds, of_runs, of_cells):
         )
 
     return bits(), bits()
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
+def test_images_count_by_what_they_do_to_all_runs_alike(shared):
+    """Of a difference of two networks, whose variance over images is known: what each run has to
+    itself is in the variance over runs already."""
+    random = np.random.default_rng(1)
+    runs, images = 4, 4000
+    common = random.random((1, 2, images)) < 0.7
+    own = random.random((runs, 2, images)) < 0.7
+    bits = np.where(random.random((1, 1, images)) < shared, common, own)
+    found, _ = statistics._of_images((bits,), lambda of: of[..., 0] - of[..., 1])
+    expected = shared * 2 * 0.7 * 0.3 / images
+    assert abs(found - expected) < 0.35 * 2 * 0.7 * 0.3 / images / runs + 0.2 * expected
