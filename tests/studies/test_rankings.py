@@ -271,10 +271,15 @@ def test_the_figure_shows_thirty_rankings_without_names_over_each_other(
                     {**row, "recipe": name, "total": cost} for row in own if not row["trained"]
                 ]
     free = rankings.free(of)
+    free += [
+        {**free[1], "score": f"far below all {n}", "tau": -0.5, "within": -0.5} for n in range(9)
+    ]
     alone = [
         {**own[0], "score": f"zero-cost {n}", "total": 1e-4 * n, "networks": 100 + n}
         for n in (1, 9)
     ]
+    lowest = {"tau": [0.45, 0.4, 0.5], "within": [0.3, 0.25, 0.35]}
+    alone.append({**alone[0], **lowest, "score": "lowest", "total": 0.01})
     made = rankings_page.Found(
         *("nb_macro", "choosing", len(of.numbers), free, rankings.trained(of), rows + more, alone),
         *([], [], ["identity", "3x3", "5x5"]),
@@ -285,6 +290,10 @@ def test_the_figure_shows_thirty_rankings_without_names_over_each_other(
     for ax in {id(arguments[0]): arguments[0] for arguments in drawn}.values():
         boxes = [box for of_ax, *_, box, _ in drawn if of_ax is ax]
         assert len(boxes) >= 12
+        (below,) = [text for text in ax.texts if text.get_text().startswith("below: ")]
+        top = ax.transData.inverted().transform(below.get_window_extent().corners())[:, 1].max()
+        marks = [line.get_ydata()[0] for line in ax.lines if line.get_marker() == "s"]
+        assert top < min(marks)
         for a, b in combinations(boxes, 2):
             assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
     points = rankings_figure.points(made, "tau")
