@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from mnas.commands.options import Count, Positive, Seed, Side, UserPath
+from mnas.commands.settings import threads as threads_of
 from mnas.errors import Failure, make, user_input, writing
 from mnas.training import runtime
 
@@ -72,9 +73,9 @@ def main(options: Options) -> None:
     from mnas import reference, spaces
     from mnas.storage import files, strict_json
     from mnas.studies import alone, compared
-    from mnas.training.run_directory import environment
+    from mnas.training.environment import environment
 
-    threads = options.threads or max(1, runtime.default_threads() // options.jobs)
+    threads = options.threads or threads_of(options.jobs)
     runtime.configure_runtime(threads)
     with user_input():
         table = reference.get(options.space)
