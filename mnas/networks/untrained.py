@@ -119,7 +119,8 @@ def az_nas(
         (gradient,) = torch.autograd.grad(outside, inside, signs, retain_graph=True)
         norm = _norm(gradient, signs)
         passed.append(2 - norm - 1 / norm if norm > 0 else -math.inf)
-    return Traits(sum(entropies), min(growth), sum(passed) / len(passed))
+    least = float(torch.tensor(growth, dtype=torch.float64).min())  # of NaN, too
+    return Traits(sum(entropies), least, sum(passed) / len(passed))
 
 
 def _entropy(feature: Tensor) -> float:

@@ -158,3 +158,13 @@ def test_scores_of_networks_of_a_published_table_are_finite(path):
         *az_nas(network, blocks, (3, 16, 16), 4, 0),
     ]
     assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("dead", [1, 2])
+def test_a_block_that_puts_out_nothing_leaves_no_number(dead):
+    """NaN, whichever block it is: the least of numbers with NaN depends on their order."""
+    network = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(4)))
+    for parameter in network[dead].parameters():
+        nn.init.zeros_(parameter)
+    found = az_nas(network, ["0", "1", "2", "3"], (3, 8, 8), 4, 0)
+    assert math.isnan(found.progressivity)
