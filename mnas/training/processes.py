@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -160,6 +161,11 @@ def joined() -> Iterator[Processes]:
         patient = distributed.new_group(timeout=WAIT)
     try:
         yield Processes(distributed.get_rank(), world, patient=patient)
+    except BaseException:
+        # It ends, and says why: torchrun, which ends the others of one that has failed, would cut
+        # that short.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
     finally:
         distributed.destroy_process_group()
 
