@@ -101,7 +101,7 @@ def _browser(paths: tuple[Path, ...], out: Path, check: bool) -> None:
     """The page of these folders as one HTML file; check: compare what it says with that file."""
     from mnas.storage import files
     from mnas.studies.results import Study
-    from mnas.studies.web import parts, scores, studies
+    from mnas.studies.web import overview, parts, scores, studies
 
     ranked = [path for path in paths if (path / "chunks.jsonl").exists()]
     if ranked and len(paths) > 1:
@@ -116,7 +116,7 @@ def _browser(paths: tuple[Path, ...], out: Path, check: bool) -> None:
         elif len(paths) == 1:
             page = studies.of_study(Study(paths[0]))
         else:
-            page = studies.overview([Study(path) for path in paths], out)
+            page = overview.page([Study(path) for path in paths], out)
     text = parts.html(page)
     if not check:
         with writing(out.parent):

@@ -1,17 +1,14 @@
-"""The page of a study, and that of several."""
+"""The page of a study."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mnas.studies import messages, statistics
-from mnas.studies.estimators import estimator
 from mnas.studies.pages import shown
 from mnas.studies.results import KINDS, NO_LOSS, Arm, Study, Summary, summary
 from mnas.studies.web import charts
@@ -67,13 +64,13 @@ TOP1 = Score("test top-1", charts.TOP1, "%", "points", 2, lambda arm: arm.test)
 LOSS = Score("test loss", "test loss, nats", "nats", "nats", 4, lambda arm: -arm.loss, True)
 
 
-def _scores(study: Study) -> list[Score]:
+def scores(study: Study) -> list[Score]:
     """Loss only where all runs have one, and not all the same."""
     losses = np.concatenate([LOSS.values(study.arms[kind]) for kind, _ in KINDS])
     return [TOP1, *([LOSS] if losses.max() < NO_LOSS and np.ptp(losses) > 0 else [])]
 
 
-def _of_networks(study: Study, score: Score = TOP1) -> list[dict[str, Any]]:
+def networks(study: Study, score: Score = TOP1) -> list[dict[str, Any]]:
     """Name, costs, and score with its interval of both weights, of each network."""
     found = []
     for i, arch in enumerate(study.archs):
@@ -94,7 +91,7 @@ def _ends(mean: float, low: float | None, high: float | None) -> tuple[float, fl
 
 
 def _networks(study: Study) -> Section:
-    first, *others = (_view(study, score) for score in _scores(study))
+    first, *others = (_view(study, score) for score in scores(study))
     return Section(
         "Networks",
         messages.scatter(study),
@@ -107,7 +104,7 @@ def _networks(study: Study) -> Section:
 
 
 def _view(study: Study, score: Score) -> View:
-    rows, form = _of_networks(study, score), f".{score.digits}f"
+    rows, form = networks(study, score), f".{score.digits}f"
     counts = [len(study.arms[kind].seeds) for kind, _ in KINDS]
     body = [
         [
@@ -160,7 +157,7 @@ def _frontier(study: Study) -> Section:
             "low": row[f"{kind}_low"],
             "high": row[f"{kind}_high"],
         }
-        for row in _of_networks(study)
+        for row in networks(study)
         for kind, label in zip(("inherited", "scratch"), charts.WEIGHTS, strict=True)
     ]
     number_of_best = len(
@@ -178,59 +175,90 @@ def _frontier(study: Study) -> Section:
     )
 
 
+SAME, TO_TEST, OTHER = "same images", "validation → test", "other images"
+MEASURES = {SAME: "tau", TO_TEST: "tau_validation_to_test", OTHER: "tau_other_pictures"}
+"Keys of the taus of a line of a summary."
+BY_LOSS = {"with mean top-1": "tau_by_loss", "with mean loss": "tau_of_loss"}
+"Of networks that are scored by loss."
+
+
 def _estimators(study: Study, found: Summary) -> Section:
     lines = sorted(found["estimators"], key=lambda line: line["compute"])
-    body = [
-        [
-            name(line["name"]),
-            number(line["seeds"], ".0f"),
-            number(line["tau_mean"], ".2f", *line["tau_ci"]),
-            number(line["tau_other_pictures"], ".2f", *line["tau_other_pictures_ci"]),
-            number(line["regret_mean"], ".3f"),
-            number(line["compute"], ".3f"),
-            number(line["seconds"], ".2f"),
-        ]
-        for line in lines
-    ]
-    heads = ["estimator", "n", "tau", "tau on other images", "regret, points", "compute", "seconds"]
-    series = ("same images", "other images")
-    rows = [
-        {
-            "name": line["name"],
-            "series": label,
-            "value": line[key],
-            "low": line[f"{ends}_ci"][0],
-            "high": line[f"{ends}_ci"][1],
-            "note": f"compute {line['compute']:.2f}, seconds {line['seconds']:.2f}",
-        }
-        for line in lines
-        for label, key, ends in zip(
-            series, ("tau_mean", "tau_other_pictures"), ("tau", "tau_other_pictures"), strict=True
-        )
-    ]
-    about = "Kendall's tau of each way to score the networks with their order from scratch."
+    first, *others = (
+        _ranking(lines, score, MEASURES if score is TOP1 else BY_LOSS) for score in scores(study)
+    )
     return Section(
         "Ranking",
         messages.frontier(found),
         [
             "Ways to rank the networks, the cheapest first. Compute and seconds are those of "
             "training, relative to one run from scratch of each network; scratch is that run. On "
-            "the same images, what these say by chance counts as agreement."
+            "the same images, what these say by chance counts as agreement; validation → test is "
+            "what a user of a supernet gets, who has no test set to choose on; other images: the "
+            "mean of that and of the other way round."
         ],
-        Table("Kendall's tau with the mean from scratch, and what it costs", heads, body),
+        first.table,
+        first.charts,
+        first.label,
+        others,
+    )
+
+
+def _ranking(lines: list[dict[str, Any]], score: Score, measures: dict[str, str]) -> View:
+    body = [
+        [
+            name(line["name"]),
+            number(line["seeds"], ".0f"),
+            *(tau(line, key) for key in measures.values()),
+            *([] if score.least else [number(line["regret_mean"], ".3f")]),
+            number(line["compute"], ".3f"),
+            number(line["seconds"], ".2f"),
+        ]
+        for line in lines
+    ]
+    regret = [] if score.least else ["regret, points"]
+    heads = ["estimator", "n", *measures, *regret, "compute", "seconds"]
+    rows = [
+        {
+            **{"name": line["name"], "series": label, "value": mean, "low": low, "high": high},
+            "note": f"compute {line['compute']:.2f}, seconds {line['seconds']:.2f}",
+        }
+        for line in lines
+        for label, key in measures.items()
+        for mean, low, high in [of_tau(line, key)]
+    ]
+    how = "Kendall's tau of each way to score the networks with their order from scratch"
+    by = " by loss" if score.least else ""
+    return View(
+        score.label,
+        Table(f"Kendall's tau{by} with the mean from scratch, and what it costs", heads, body),
         [
             Chart(
                 charts.dots(
                     rows,
                     [line["name"] for line in lines],
-                    series,
-                    about,
-                    "Kendall's tau",
+                    tuple(measures),
+                    f"{how}{by}.",
+                    f"Kendall's tau{by}",
                 ),
-                "Tau with its 95 % interval, the cheapest first",
+                f"Tau{by} with its 95 % interval, the cheapest first",
             )
         ],
     )
+
+
+def of_tau(line: dict[str, Any], key: str) -> tuple[float, float | None, float | None]:
+    """The mean of an estimator's tau and its interval. key: its name in summary.json."""
+    low, high = line[f"{key}_ci"]
+    return line["tau_mean" if key == "tau" else key], low, high
+
+
+def tau(line: dict[str, Any] | None, key: str) -> Cell:
+    """In a table; a dash where there is no such estimator."""
+    if line is None:
+        return number(None, ".2f")
+    mean, *ends = of_tau(line, key)
+    return number(mean, ".2f", *ends)
 
 
 def _curves(study: Study) -> Section:
@@ -261,96 +289,3 @@ def _curves(study: Study) -> Section:
         None,
         made,
     )
-
-
-def overview(studies: list[Study], out: Path) -> Page:
-    """Several studies beside each other, with links to their own reports, if these are there."""
-    found = [summary(study) for study in studies]
-    body, rows = [], []
-    for study, numbers in zip(studies, found, strict=True):
-        own = study.path / "report.html"
-        link = Path(os.path.relpath(own, out.parent)).as_posix() if own.exists() else ""
-        seeds = numbers["supernet_seeds"] + numbers["scratch_seeds"]
-        ceiling = numbers["ceiling_ci"] or (None, None)
-        body.append(
-            [
-                name(study.name, link),
-                number(numbers["networks"], ".0f"),
-                Cell(f"{numbers['supernet_seeds']} + {numbers['scratch_seeds']}", str(seeds)),
-                number(numbers["inherited_mean"], ".2f"),
-                number(numbers["scratch_mean"], ".2f"),
-                number(numbers["tau_mean"], ".2f", *numbers["tau_ci"]),
-                number(numbers["ceiling_mean"], ".2f", *ceiling),
-                number(numbers["regret_mean"], ".3f"),
-                number(numbers["regret_of_chance"], ".3f"),
-            ]
-        )
-        rows += _taus(study, numbers)
-    heads = ["study", "networks", "seeds", "inherited, %"]
-    heads += ["from scratch, %", "tau", "tau of one run", "regret, points", "of a random pick"]
-    names = [study.name for study in studies]
-    less = sum(
-        numbers["ceiling_mean"] is not None and numbers["tau_mean"] < numbers["ceiling_mean"]
-        for numbers in found
-    )
-    about = "Kendall's tau in every study: a supernet, one run from scratch, number of parameters."
-    title = (
-        f"In {less} of {len(studies)} studies a supernet's mean tau is below that of one run from "
-        "scratch of each network"
-    )
-    return Page(
-        "What inherited weights predict",
-        "Supernets, and the same networks trained from scratch: how well the accuracy that a "
-        f"network has with shared weights tells its accuracy alone. {title}.",
-        [
-            Section(
-                "Ranking",
-                title,
-                [
-                    "Seeds: supernets, and runs from scratch of each network. Intervals are 95 % "
-                    "over seeds. Counting parameters costs no training."
-                ],
-                Table("Studies; a click on a heading sorts", heads, body),
-                [Chart(charts.dots(rows, names, SERIES, about, "Kendall's tau"))],
-            ),
-            Section(
-                "Accuracy",
-                "Where sharing shifts accuracy: inherited against from scratch",
-                ["On the dashed line both are equal."],
-                None,
-                [
-                    Chart(
-                        charts.scatter(_of_networks(study)),
-                        f"{study.title}: {messages.scatter(study)}",
-                    )
-                    for study in studies
-                ],
-                TOP1.label,
-                [View(LOSS.label, None, by_loss)] if (by_loss := _by_loss(studies)) else [],
-            ),
-        ],
-        ["Made from the rows of the studies by mnas report --out."],
-    )
-
-
-def _by_loss(studies: list[Study]) -> list[Chart]:
-    return [
-        Chart(charts.scatter(_of_networks(study, LOSS), LOSS.what, ".4f"), study.title)
-        for study in studies
-        if LOSS in _scores(study)
-    ]
-
-
-SERIES = ("supernet", "one run from scratch", "parameters")
-
-
-def _taus(study: Study, numbers: Summary) -> list[dict[str, Any]]:
-    found = []
-    for series, key in zip(SERIES, ("supernet", "scratch", "parameters"), strict=True):
-        line = estimator(numbers, key)
-        if line is not None:
-            low, high = line["tau_ci"]
-            note = f"compute {line['compute']:.2f}"
-            row = {"name": study.name, "series": series, "value": line["tau_mean"]}
-            found.append({**row, "low": low, "high": high, "note": note})
-    return found
