@@ -77,7 +77,7 @@ def _taus(studies: list[Study]) -> str:
                     for mean, ends in (
                         ("tau_mean", "tau_ci"),
                         ("tau_validation_to_test", "tau_validation_to_test_ci"),
-                        ("tau_other_pictures", "tau_other_pictures_ci"),
+                        ("tau_other_images", "tau_other_images_ci"),
                         ("tau_by_loss", "tau_by_loss_ci"),
                     )
                 ]
@@ -118,7 +118,7 @@ def draw(studies: list[Study], folder: Path) -> None:
         "supernet": ("supernet", "tau_mean", "tau"),
         "one run from scratch": ("scratch", "tau_mean", "tau"),
         "number of parameters": ("parameters", "tau_mean", "tau"),
-        "supernet, other images": ("supernet", "tau_other_pictures", "tau_other_pictures"),
+        "supernet, other images": ("supernet", "tau_other_images", "tau_other_images"),
     }
     with figure(folder / "tau.png", 1, 9, 0.9 * len(studies) + 1.5, _message(found)) as (ax,):
         for number, (label, (name, key, ends)) in enumerate(series.items()):
@@ -180,5 +180,5 @@ def _gain(same: list[Study]) -> str:
         return same[0].title
     means = [study.arms["scratch"].test.mean() for study in same]
     best = int(np.argmax(means))
-    gain = f"{means[best] - means[0]:+.2f} points to {same[0].name}"
+    gain = f"{means[best] - means[0]:+.2f} points over {same[0].name}"
     return f"From scratch, {same[best].name} is best: {gain}"

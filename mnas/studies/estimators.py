@@ -75,7 +75,7 @@ def _line(
     ways: dict[str, tuple[Any, Any]] = {
         "tau": (scores["test"], scratch.test),
         "tau_validation_to_test": (scores["val"], scratch.test),
-        "tau_other_pictures": (
+        "tau_other_images": (
             np.stack([scores["test"], scores["val"]]),
             np.stack([scratch.val, scratch.test]),
         ),

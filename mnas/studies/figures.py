@@ -160,28 +160,30 @@ def curves(study: Study, file: Path) -> None:
         axes[0].set_ylabel("validation error, %")
 
 
+def rankings(found: Summary) -> dict[str, tuple[Any, float, float | None, float | None]]:
+    """The lines of the figure of taus: runs, their mean and its interval, as the tables have it."""
+    wanted = {
+        "supernet": ("supernet", "tau", found["tau_per_seed"]),
+        "supernet,\nvalidation → test": ("supernet", "tau_validation_to_test", []),
+        "supernet,\nother images": ("supernet", "tau_other_images", []),
+        "one run\nfrom scratch": ("scratch", "tau", found["ceiling_per_seed"]),
+        "number of\nparameters": ("parameters", "tau", []),
+    }
+    return {
+        label: (runs, line["tau_mean" if key == "tau" else key], *line[f"{key}_ci"])
+        for label, (name, key, runs) in wanted.items()
+        if (line := estimator(found, name)) is not None
+    }
+
+
 def taus(study: Study, file: Path, found: Summary) -> None:
     """tau of each supernet, and of each run from scratch with the mean of the others; beside them
-    what counting parameters gives, and tau on other images."""
-    scratch = study.arms["scratch"].test
-    groups: dict[str, tuple[Any, Any]] = {
-        "supernet": statistics.agreement(study.arms["supernet"].test, scratch)
-    }
-    for name, label in (("supernet", "supernet,\nother images"), ("scratch", "")):
-        line = estimator(found, name)
-        if line is not None and label:
-            groups[label] = (
-                [],
-                (line["tau_other_pictures"], *line["tau_other_pictures_ci"]),
-            )
-    if len(scratch) > 1:
-        groups["one run\nfrom scratch"] = statistics.ceiling(scratch)
-    size = estimator(found, "parameters")
-    if size is not None:
-        groups["number of\nparameters"] = ([], (size["tau_mean"], None, None))
+    what a user of a supernet gets, tau on other images, and what counting parameters gives."""
+    groups = rankings(found)
     with figure(file, 1, 7.5, 0.8 * len(groups) + 1.6, messages.taus(study, found)) as (ax,):
-        for line, (values, (mean, low, high)) in enumerate(groups.values()):
-            strip(ax, line, line, values, mean, low, high)
+        for line, (label, (runs, *interval)) in enumerate(groups.items()):
+            number = ("supernet", "one run", "number of").index(label.split(",")[0].split("\n")[0])
+            strip(ax, line, number, runs, *interval)
         lines(ax, list(groups))
         ax.axvline(0, color=QUIET, linewidth=1)
         ax.annotate(
@@ -225,7 +227,7 @@ def frontier(study: Study, file: Path, found: Summary) -> None:
                 fontsize=10,
             )
         ax.set_title(
-            "training compute, to one run\nfrom scratch of each network",
+            "training compute relative to\none run from scratch of each",
             fontsize=10,
             color=QUIET,
             x=0,

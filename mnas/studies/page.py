@@ -46,7 +46,7 @@ def ranking(found: Summary, form: str = "github") -> str:
             str(line["seeds"]),
             shown(line["tau_mean"], *line["tau_ci"]),
             shown(line["tau_validation_to_test"], *line["tau_validation_to_test_ci"]),
-            shown(line["tau_other_pictures"], *line["tau_other_pictures_ci"]),
+            shown(line["tau_other_images"], *line["tau_other_images_ci"]),
             f"{line['regret_mean']:.3f}",
             f"{line['compute']:.3f}",
             f"{line['seconds']:.2f}",

@@ -156,6 +156,7 @@ def figure(
             yield list(axes.flat)[:number]
             file.parent.mkdir(parents=True, exist_ok=True)
             # No version and no date in the file: the same rows give the same image.
-            drawn.savefig(file, metadata={"Software": None})
+            # Tight: what is longer than its axis, as a label, is not cut.
+            drawn.savefig(file, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.08)
         finally:
             plt.close(drawn)

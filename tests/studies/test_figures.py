@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from invented import made_up
 
 from mnas.networks.search import Found, Search
-from mnas.studies import fronts, labels, messages, plotting
+from mnas.studies import figures, fronts, labels, messages, plotting
 from mnas.studies.results import Study, summary
 
 
@@ -33,6 +33,14 @@ def test_one_bad_error_does_not_squeeze_the_others(tmp_path):
     assert axes[0].figure.axes == axes  # and no empty ones
     assert axes[0].figure.get_size_inches().tolist() == pytest.approx([3 * 3.6, 2 * 3])
     assert {"1", "2", "5"} <= {label.get_text() for label in axes[1].get_yticklabels()}
+
+
+def test_what_is_longer_than_its_axis_is_not_cut(tmp_path):
+    with plotting.figure(tmp_path / "long.png", title="a title") as (ax,):
+        ax.set_xlabel("Kendall's tau with the mean from scratch, and its interval")
+    image = plotting.plt.imread(tmp_path / "long.png")[..., :3]
+    for edge in (image[:3], image[-3:], image[:, :3], image[:, -3:]):
+        assert (edge == 1).all()
 
 
 def test_a_long_axis_of_errors_may_lie_down(tmp_path):
@@ -86,6 +94,26 @@ def test_titles_say_what_the_rows_say(tmp_path):
         for epoch, value in values
     ]
     assert messages.curves(study).startswith("3 of 4")
+
+
+def test_intervals_in_the_figure_of_taus_are_those_of_the_tables(tmp_path):
+    """Which hold the noise of the images where bits are stored; the figure had those over seeds."""
+    made_up(tmp_path / "s")
+    found = summary(Study(tmp_path / "s"))
+    of = {line["name"]: line for line in found["estimators"]}
+    of["supernet"]["tau_ci"], of["scratch"]["tau_ci"] = [0.11, 0.12], [0.21, 0.22]
+    of["parameters"]["tau_ci"] = [0.31, 0.32]
+    shown = figures.rankings(found)
+    validation, other = (list(shown)[i] for i in (1, 2))
+    assert ("validation → test" in validation, "other images" in other) == (True, True)
+    assert shown["supernet"] == (found["tau_per_seed"], of["supernet"]["tau_mean"], 0.11, 0.12)
+    ends = of["supernet"]["tau_validation_to_test_ci"]
+    assert shown[validation] == ([], of["supernet"]["tau_validation_to_test"], *ends)
+    mean = of["scratch"]["tau_mean"]
+    assert shown["one run\nfrom scratch"] == (found["ceiling_per_seed"], mean, 0.21, 0.22)
+    assert shown["number of\nparameters"] == ([], of["parameters"]["tau_mean"], 0.31, 0.32)
+    made_up(tmp_path / "one", scratch=1)  # no ceiling
+    assert "one run\nfrom scratch" not in figures.rankings(summary(Study(tmp_path / "one")))
 
 
 def test_the_title_of_a_front_says_what_half_a_point_of_accuracy_would_save():

@@ -67,7 +67,7 @@ def test_the_summary_is_computed_from_the_rows(tmp_path):
     named = {e["name"]: e for e in numbers["estimators"]}
     ways = [stats.kendalltau(run, val.mean(0))[0] for run in supernet]
     ways += [stats.kendalltau(run, truth)[0] for run in supernet_val]
-    assert named["supernet"]["tau_other_pictures"] == pytest.approx(np.mean(ways))
+    assert named["supernet"]["tau_other_images"] == pytest.approx(np.mean(ways))
     ways = [
         stats.kendalltau(scratch[i], np.delete(val, i, 0).mean(0)).statistic
         for i in range(len(scratch))
@@ -76,15 +76,15 @@ def test_the_summary_is_computed_from_the_rows(tmp_path):
         stats.kendalltau(val[i], np.delete(scratch, i, 0).mean(0)).statistic
         for i in range(len(scratch))
     ]
-    assert named["scratch"]["tau_other_pictures"] == pytest.approx(np.mean(ways))
+    assert named["scratch"]["tau_other_images"] == pytest.approx(np.mean(ways))
     ways = [stats.kendalltau(range(4), of_images)[0] for of_images in (val.mean(0), truth)]
-    assert named["multiply-accumulates"]["tau_other_pictures"] == pytest.approx(np.mean(ways))
+    assert named["multiply-accumulates"]["tau_other_images"] == pytest.approx(np.mean(ways))
     for estimator in named.values():
-        low, high = estimator["tau_other_pictures_ci"]
+        low, high = estimator["tau_other_images_ci"]
         if low is not None:  # else it is the same without any run
-            assert low <= estimator["tau_other_pictures"] <= high
+            assert low <= estimator["tau_other_images"] <= high
     elsewhere = {
-        n: shown(e["tau_other_pictures"], *e["tau_other_pictures_ci"]) for n, e in named.items()
+        n: shown(e["tau_other_images"], *e["tau_other_images_ci"]) for n, e in named.items()
     }
     assert (
         numbers["tau_of_truths"]

@@ -100,7 +100,7 @@ def test_numbers_are_those_of_the_summary(made):
         assert [row[: len(those)] for row, those in zip(cells, expected, strict=True)] == expected
 
 
-OTHER = "tau_other_pictures"
+OTHER = "tau_other_images"
 
 
 def of_row(text, name):

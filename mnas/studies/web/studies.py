@@ -176,7 +176,7 @@ def _frontier(study: Study) -> Section:
 
 
 SAME, TO_TEST, OTHER = "same images", "validation → test", "other images"
-MEASURES = {SAME: "tau", TO_TEST: "tau_validation_to_test", OTHER: "tau_other_pictures"}
+MEASURES = {SAME: "tau", TO_TEST: "tau_validation_to_test", OTHER: "tau_other_images"}
 "Keys of the taus of a line of a summary."
 BY_LOSS = {"with mean top-1": "tau_by_loss", "with mean loss": "tau_of_loss"}
 "Of networks that are scored by loss."
