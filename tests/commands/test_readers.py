@@ -70,7 +70,7 @@ def test_thousands_of_networks_as_measured():
     ) in page
     best = [max(row[key] for row in free.values()) for key in ("tau", "within")]
     assert f"that costs nothing has {best[0]:.2f}, one training of each" in page
-    assert f"of each network {ceiling['tau']:.2f}. At equal depth" in page
+    assert f"of each network {ceiling['tau']:.2f}; at equal depth" in page
     within = smooth["within"][0], best[1], ceiling["within"]
     assert "counting layers fails: {:.2f}, {:.2f}, {:.2f}.".format(*within) in page
     # The aim of ten times cheaper:
