@@ -9,7 +9,7 @@ from scipy import stats
 
 import mnas
 from mnas import reference
-from mnas.studies import rankings, rankings_page, scored, uncertainty
+from mnas.studies import rankings, rankings_page, scored, statistics, uncertainty
 
 TABLE = reference.get("nb_macro")
 METRICS = uncertainty.TESTED
@@ -184,3 +184,31 @@ def test_the_page_says_what_differs_in_words(found):
     assert "statistics of 500 images − stored statistics | the same" in " ".join(line.split())
     assert any("trained apart" in x for x in tables[0].splitlines())
     assert len(tables[1].splitlines()) == 2 + len(recipes) * len(uncertainty.SCORES) * len(METRICS)
+
+
+def test_intervals_over_networks_and_over_images_cover_what_they_are_for():
+    """Taus whose true value is known: of normal scores, 2/pi arcsin of their correlation; and the
+    mean over studies with other images."""
+    random, draws = np.random.default_rng(0), uncertainty.DRAWS
+    covered = {"networks": [], "images": []}
+    ability = 0.4 * np.sort(random.normal(size=40))
+    truth, found = ability + 0.05 * random.normal(size=40), []
+    for _ in range(250):
+        true = random.normal(size=50)
+        score = 0.9 * true + (1 - 0.9**2) ** 0.5 * random.normal(size=50)
+        some = random.integers(50, size=(draws, 50))
+        taus = statistics.kendall(score[some], true[some])
+        low, high = uncertainty._around(float(statistics.kendall(score, true)), taus)
+        covered["networks"].append(low <= 2 / np.pi * np.arcsin(0.9) <= high)
+
+        luck = random.normal(size=300) + 0.7 * random.normal(size=(40, 300))
+        right = ability[:, None] + luck > -1.2
+        often = random.multinomial(300, np.full(300, 1 / 300), size=draws) / 300
+        measured = float(statistics.kendall(right.mean(1), truth))
+        taus = statistics.kendall(often @ right.T, truth)
+        found.append((measured, *uncertainty._around(measured, taus)))
+    mean = np.mean([measured for measured, *_ in found])
+    covered["images"] = [low <= mean <= high for _, low, high in found]
+    noise = 0.014  # one standard error of a coverage of 95 % from so many
+    for name, which in covered.items():
+        assert 0.92 - noise <= np.mean(which) <= 0.98 + noise, name
