@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from mnas.studies import ablations, decomposition, statistics
-from mnas.studies.pages import markdown, shown
+from mnas.studies.pages import markdown, over, shown
 from mnas.studies.results import KINDS
 
 if TYPE_CHECKING:
@@ -144,10 +144,9 @@ def page(study: Study, found: Summary, figures: list[str]) -> str:
         f"made from `rows.jsonl` and the files beside it by `python tools/report.py {study.path}`. "
         f"{machine['processor'] or 'Unknown processor'}, {machine['cores'] or 'unknown number of'} "
         f"cores, torch {machine['torch']}. Settings of every variant are in `study.json`.",
-        "Selections use validation; the test set is read once a run. Intervals are 95 % over "
-        f"seeds{', that of tau also over test images' if found['intervals_of_images'] else ''}; "
-        "there is none of equal values, of a tau from fewer than three runs, or of a regret "
-        "(docs/method.md).",
+        "Selections use validation; the test set is read once a run. Intervals are 95 % "
+        f"{over(found['intervals_of_images'])}; there is none of equal values, of a tau from fewer "
+        "than three runs, or of a regret (docs/method.md).",
         _reading(study),
         "## Accuracy",
         headline(study),

@@ -92,6 +92,14 @@ def shown(mean: float, low: float | None, high: float | None, digits: int = 2) -
     return f"{mean:.{digits}f} [{low:z.{digits}f}, {high:z.{digits}f}]"  # z: no -0.00
 
 
+def over(of_images: int, studies: int = 1) -> str:
+    """What intervals are over. of_images: how many of the studies have which images are right."""
+    if not of_images:
+        return "over seeds"
+    where = "" if of_images == studies else f" in {of_images} of {studies} studies"
+    return f"over seeds, that of tau{where} also over test images"
+
+
 def markdown(body: list[list[str]], headers: list[str]) -> str:
     from tabulate import tabulate
 

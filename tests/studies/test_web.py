@@ -1,17 +1,24 @@
 """mnas report --out: one HTML file, read by a parser; test_web_browser.py opens it."""
 
+import json
 import re
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import web_pages
 from conftest import ROOT
+from invented import made_up, put
 from running import in_process
 from web_pages import HOSTILE, NINE, PAGES, RANKED, said
 
+from mnas.storage import bits
+from mnas.studies.page import page as readme
 from mnas.studies.results import Study, summary
 from mnas.studies.web import parts
+from mnas.studies.web.overview import page as of_several
+from mnas.studies.web.studies import of_study
 
 MILLION = 1_000_000  # bytes: the most that a page may have
 
@@ -139,6 +146,23 @@ def test_only_what_has_a_loss_can_be_compared_by_it(made):
     for name, number in (("study", 4), ("overview", 4), ("invented", 0), ("scores", 0)):
         page = Elements((made / f"{name}.html").read_text())
         assert len([found for found in page.named("input") if found["type"] == "radio"]) == number
+
+
+def test_pages_say_over_what_their_intervals_are(tmp_path):
+    """Of a study whose runs have kept which images are right, over these too."""
+    with_bits, without = (tmp_path / name for name in ("bits", "none"))
+    found = made_up(with_bits)
+    for row in found:
+        row["correct"] = bits.packed(np.arange(10_000) < round(10_000 * row["test_top1"]))
+    put(with_bits / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in found))
+    made_up(without)
+    both = [Study(with_bits), Study(without)]
+    said = "95 % over seeds, that of tau also over test images;"
+    for study, expected in zip(both, (said, "95 % over seeds;"), strict=True):
+        assert expected in of_study(study).footer[0]
+        assert expected in readme(study, summary(study), [])
+    (text,) = of_several(both, tmp_path / "a.html").sections[0].text
+    assert "95 % over seeds, that of tau in 1 of 2 studies also over test images. Val" in text
 
 
 def test_small_differences_keep_their_sign():

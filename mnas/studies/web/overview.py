@@ -8,6 +8,7 @@ from typing import Any
 
 from mnas.studies import messages
 from mnas.studies.estimators import estimator
+from mnas.studies.pages import over
 from mnas.studies.results import Study, Summary, summary
 from mnas.studies.web import charts
 from mnas.studies.web.parts import Cell, Chart, Page, Section, Table, View, name, number
@@ -32,6 +33,7 @@ def page(studies: list[Study], out: Path) -> Page:
         f"In {less} of {len(studies)} studies a supernet's mean tau is below that of one run from "
         "scratch of each network"
     )
+    of_images = sum(numbers["intervals_of_images"] for numbers in found)
     first, *others = _rankings(studies, found, out)
     return Page(
         "What inherited weights predict",
@@ -43,8 +45,9 @@ def page(studies: list[Study], out: Path) -> Page:
                 title,
                 [
                     "Seeds: supernets, and runs from scratch of each network. Intervals are 95 % "
-                    "over seeds. Validation → test is what a user of a supernet gets, who has no "
-                    "test set to choose on. Counting parameters costs no training."
+                    f"{over(of_images, len(studies))}. Validation → test is what a user of a "
+                    "supernet gets, who has no test set to choose on. Counting parameters costs no "
+                    "training."
                 ],
                 first.table,
                 first.charts,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mnas.studies import messages, statistics
-from mnas.studies.pages import shown
+from mnas.studies.pages import over, shown
 from mnas.studies.results import KINDS, NO_LOSS, Arm, Study, Summary, summary
 from mnas.studies.web import charts
 from mnas.studies.web.parts import Cell, Chart, Page, Section, Table, View, name, number
@@ -23,8 +23,8 @@ def of_study(study: Study) -> Page:
     about = study.about["environment"]
     footer = [
         f"Made from the rows of {study.name} by mnas report --out. Accuracies are on the test set, "
-        "curves on validation; intervals are 95 % over seeds; tau is Kendall's tau-b, 1 for the "
-        "same order, 0 for no relation.",
+        f"curves on validation; intervals are 95 % {over(found['intervals_of_images'])}; tau is "
+        "Kendall's tau-b, 1 for the same order, 0 for no relation.",
         f"{about['processor'] or 'Unknown processor'}, torch {about['torch']}. Failed runs: "
         f"{found['failed_runs']}; seeds left out: {found['seeds_left_out']}.",
     ]
