@@ -181,9 +181,9 @@ def taus(study: Study, file: Path, found: Summary) -> None:
     what a user of a supernet gets, tau on other images, and what counting parameters gives."""
     groups = rankings(found)
     with figure(file, 1, 7.5, 0.8 * len(groups) + 1.6, messages.taus(study, found)) as (ax,):
-        for line, (label, (runs, *interval)) in enumerate(groups.items()):
+        for line, (label, (runs, mean, low, high)) in enumerate(groups.items()):
             number = ("supernet", "one run", "number of").index(label.split(",")[0].split("\n")[0])
-            strip(ax, line, number, runs, *interval)
+            strip(ax, line, number, runs, mean, low, high)
         lines(ax, list(groups))
         ax.axvline(0, color=QUIET, linewidth=1)
         ax.annotate(

@@ -77,7 +77,14 @@ def lines(ax: Any, names: list[str]) -> None:
 
 
 def strip(
-    ax: Any, at: float, number: int, runs: Any, mean: float, low: float, high: float, **more: Any
+    ax: Any,
+    at: float,
+    number: int,
+    runs: Any,
+    mean: float,
+    low: float | None,
+    high: float | None,
+    **more: Any,
 ) -> None:
     """On a line: runs as small marks, equal ones over each other, and below them their mean with
     its interval. number: of the series."""
