@@ -32,7 +32,16 @@ def main(
             help="The networks to compare: those that recipes are chosen on, or those reported."
         ),
     ] = "choosing",
+    together: Annotated[
+        tuple[UserPath, ...],
+        Parameter(
+            consume_multiple=True,
+            negative=(),
+            help="Also compare the mean of these folders' scores, seed by seed, as one estimator.",
+        ),
+    ] = (),
 ) -> None:
+    rankings += tuple(path for path in together if path not in rankings)
     if not rankings:
         raise Failure("no ranking is given; expected folders of mnas rank", status=2)
     from mnas import spaces
@@ -40,6 +49,7 @@ def main(
     from mnas.storage.files import write_atomically
     from mnas.studies import alone_rankings, rankings_figure, rankings_page, uncertainty
     from mnas.studies import rankings as studied
+    from mnas.studies.together import as_one
 
     by_themselves = [path for path in rankings if alone_rankings.is_alone(path)]
     supernets_of = [path for path in rankings if path not in by_themselves]
@@ -48,6 +58,8 @@ def main(
     with user_input():
         read = [studied.read(path) for path in supernets_of]
         recipes = studied.recipes(read)
+        if together:
+            recipes.append(as_one(recipes, together))
         read_alone = [alone_rankings.read(path) for path in by_themselves]
         of = studied.judged(read, half)
         alone = alone_rankings.qualities(read_alone, of)

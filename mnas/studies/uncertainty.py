@@ -160,7 +160,7 @@ def _pairs(found: Sequence[Recipe]) -> Iterator[Pair]:
             ends = (recipe.name, first), (recipe.name, second)
             yield f"score, {recipe.name}", (words[0], words[1]), ends, seeds, True
     for one, other in combinations(found, 2):
-        what = differing(one.seeds[0].recipe, other.seeds[0].recipe)
+        what = _differing(one, other)
         of_seed = [{ranking.seed: ranking for ranking in of.seeds} for of in (one, other)]
         shared = sorted(of_seed[0].keys() & of_seed[1].keys())
         if what is None or not shared:
@@ -169,6 +169,15 @@ def _pairs(found: Sequence[Recipe]) -> Iterator[Pair]:
         same = digests[0] == digests[1] and None not in digests[0]
         for score in SCORES:
             yield what[0], what[1], ((one.name, score), (other.name, score)), shared, same
+
+
+def _differing(one: Recipe, other: Recipe) -> tuple[str, tuple[str, str]] | None:
+    """As `differing`; several supernets taken together differ from each of them in the others."""
+    settings = [of.seeds[0].recipe for of in (one, other)]
+    whole = [of.get("together", ()) for of in settings]
+    if settings[0] in whole[1] or settings[1] in whole[0]:
+        return "supernets", (one.name, other.name)
+    return differing(*settings)
 
 
 def differing(one: Row, other: Row) -> tuple[str, tuple[str, str]] | None:

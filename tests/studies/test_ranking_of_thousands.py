@@ -27,10 +27,11 @@ def naive_tau(scores, truth, strata):
     return agreed / np.sqrt(of_scores * of_truth)
 
 
+@pytest.mark.parametrize("number", [4, 30])  # of strata: of fifteen networks, of two or so
 @pytest.mark.parametrize("seed", range(5))
-def test_tau_and_its_strata_equal_a_loop_over_pairs(seed):
+def test_tau_and_its_strata_equal_a_loop_over_pairs(seed, number):
     random = np.random.default_rng(seed)
-    scores, truth, strata = random.integers(0, (9, 30, 4), (60, 3)).T
+    scores, truth, strata = random.integers(0, (9, 30, number), (60, 3)).T
     assert ranking.tau(scores, truth) == pytest.approx(naive_tau(scores, truth, [0] * 60))
     found = ranking.tau_within(scores, truth, strata)
     assert found == pytest.approx(naive_tau(scores, truth, strata))

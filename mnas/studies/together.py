@@ -1,0 +1,91 @@
+"""Several supernets as one estimator: what one resolution or length overrates, another may not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnas.studies.rankings import Ranking, Recipe
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Together(Ranking):
+    """Rankings of one seed. training and scoring: the sums of theirs; rows: none of its own."""
+
+    parts: list[Ranking] = field(default_factory=list)
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        return {"together": [one.recipe for one in self.parts]}
+
+    @cached_property
+    def scores(self) -> dict[str, Array]:
+        """Of distinct networks (distinct,) by name, those that all parts have: the mean over parts,
+        each brought to mean 0 and deviation 1 over the networks that all of them have scored; NaN
+        for others. No accuracy is used."""
+        names = [name for name in self.parts[0].scores if all(name in p.scores for p in self.parts)]
+        return {name: _mean([one.scores[name] for one in self.parts]) for name in names}
+
+    @cached_property
+    def predicted(self) -> Array:
+        """The mean of the parts' smoothed logarithms of the loss, each on one scale (distinct,)."""
+        return _mean([one.predicted for one in self.parts])
+
+
+def as_one(recipes: Sequence[Recipe], paths: Collection[Path]) -> Recipe:
+    """The mean of the scores of recipes in some folders, for each seed that all of these have.
+
+    Raises ValueError for folders of fewer than two recipes, and for no seed in common."""
+    parts = {
+        recipe.name: {one.seed: one for one in recipe.seeds if one.path in paths}
+        for recipe in recipes
+    }
+    parts = {name: seeds for name, seeds in parts.items() if seeds}
+    if len(parts) < 2:
+        raise ValueError(
+            f"what is to be taken together is of {len(parts)} recipe of a supernet; expected two "
+            "recipes at least"
+        )
+    shared = sorted(set.intersection(*map(set, parts.values())))
+    if not shared:
+        raise ValueError(f"{'; '.join(parts)} have no seed in common; expected one at least")
+    of_seeds = [_of_seed([seeds[seed] for seeds in parts.values()]) for seed in shared]
+    return Recipe(_name(list(parts)), of_seeds)
+
+
+def _of_seed(parts: list[Ranking]) -> Together:
+    first, macs = parts[0], [one.training["macs"] for one in parts]
+    training = {
+        "config": {"seed": first.seed},
+        "macs": None if None in macs else sum(macs),
+        "seconds": sum(one.training["seconds"] for one in parts),
+    }
+    scoring = {key: sum(one.scoring[key] for one in parts) for key in first.scoring}
+    settings = {"space": first.settings["space"], "resolution": None}
+    return Together(first.path, settings, training, [], scoring, None, parts)
+
+
+def _name(names: Sequence[str]) -> str:
+    """What they share once, where they differ in one thing."""
+    pieces = [name.split(", ") for name in names]
+    if len({len(one) for one in pieces}) == 1:
+        columns = [list(dict.fromkeys(column)) for column in zip(*pieces, strict=True)]
+        if sum(len(column) > 1 for column in columns) == 1:
+            return ", ".join(" + ".join(column) for column in columns)
+    return " + ".join(names)
+
+
+def _mean(values: Sequence[Array]) -> Array:
+    stacked = np.array(values)  # (parts, distinct)
+    of = stacked[:, ~np.isnan(stacked).any(0)]
+    deviation = of.std(1, keepdims=True)
+    deviation[deviation == 0] = 1  # one that ranks nothing
+    return ((stacked - of.mean(1, keepdims=True)) / deviation).mean(0)

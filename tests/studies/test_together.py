@@ -1,0 +1,89 @@
+"""Several supernets as one estimator, against loops over networks."""
+
+import math
+from statistics import fmean
+
+import pytest
+from test_rankings import TABLE, space, write  # noqa: F401
+
+from mnas.commands import rank
+from mnas.errors import Failure
+from mnas.studies import rankings, uncertainty
+from mnas.studies.together import as_one
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, space):  # noqa: F811
+    folder = tmp_path_factory.mktemp("together")
+    made = [write(folder / f"small{s}", space, s, noise=0.3) for s in (0, 1)]
+    more = {"noise": 0.2, "macs": 5e12, "networks": 400}
+    return [*made, *(write(folder / f"large{s}", space, s, resolution=20, **more) for s in (1, 2))]
+
+
+@pytest.fixture(scope="module")
+def recipes(folders):
+    return rankings.recipes([rankings.read(path) for path in folders])
+
+
+@pytest.fixture(scope="module")
+def one(recipes, folders):
+    return as_one(recipes, folders)
+
+
+def standard(values):
+    mean = fmean(values)
+    deviation = math.sqrt(fmean((value - mean) ** 2 for value in values))
+    return [(value - mean) / deviation for value in values]
+
+
+@pytest.mark.parametrize("name", ["loss", "top-1", "smoothed loss", "partly smoothed loss"])
+def test_the_score_is_the_mean_of_what_all_have_scored_in_deviations(recipes, one, name):
+    assert [of.seed for of in one.seeds] == [1]  # the one that both have
+    small, large = recipes[0].seeds[1].scores[name], recipes[1].seeds[0].scores[name]
+    both = [n for n in range(len(small)) if not math.isnan(small[n] + large[n])]
+    assert 20 < len(both) < sum(not math.isnan(value) for value in small)
+    parts = standard([small[n] for n in both]), standard([large[n] for n in both])
+    found = one.seeds[0].scores[name]
+    assert [n for n in range(len(found)) if not math.isnan(found[n])] == both
+    assert found[both] == pytest.approx([fmean(pair) for pair in zip(*parts, strict=True)])
+
+
+def test_the_cost_is_the_sum_and_the_name_says_what_differs(recipes, one):
+    assert one.name == "fair, 6 epochs, 16 px + 20 px"
+    parts = [recipe.cost(TABLE) for recipe in recipes]
+    for key, value in one.cost(TABLE).items():
+        assert value == pytest.approx(sum(part[key] for part in parts))
+
+
+def test_two_with_independent_noise_rank_better_than_each(recipes, one):
+    of = rankings.judged([ranking for r in [*recipes, one] for ranking in r.seeds], "both", draws=2)
+    rows = rankings.qualities([*recipes, one], of, labels=(20,))
+    tau = {row["recipe"]: row["tau"][0] for row in rows if row["score"] == "loss"}
+    assert tau[one.name] > max(tau[recipe.name] for recipe in recipes) + 0.02
+
+
+def test_each_part_is_paired_with_all_together_by_the_seeds_of_both(recipes, one):
+    found = [*recipes, one]
+    of = rankings.judged([ranking for r in found for ranking in r.seeds], "both", draws=2)
+    rows = rankings.qualities(found, of, labels=())
+    drawn = uncertainty.over_networks(found, of, 3)
+    pairs = [row for row in uncertainty.paired(found, rows, drawn) if row["what"] == "supernets"]
+    assert {(row["first"], row["less"], *row["seeds"]) for row in pairs} == {
+        (recipe.name, one.name, 1) for recipe in recipes
+    }
+    assert uncertainty.intervals(found, of, rows, drawn, 3)  # no bits of images, no interval
+
+
+@pytest.mark.parametrize(
+    ("places", "words"), [((0, 1), "of 1 recipe of a supernet"), ((0, 3), "no seed in common")]
+)
+def test_what_cannot_be_taken_together_is_refused(folders, tmp_path, places, words, capsys):
+    some = [str(folders[place]) for place in places]
+    with pytest.raises(Failure, match=words):
+        rank.app(
+            ["compare", *some, "--out", str(tmp_path / "out"), "--together", *some],
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+    assert not (tmp_path / "out").exists()
