@@ -92,3 +92,19 @@ def test_the_page_is_that_of_the_rows():
         assert text == control.shown(rows(file), Study(ROOT / "results" / "mil4_mnist"))
     else:
         assert "Not measured yet" in text
+
+
+def test_the_first_pages_say_what_longer_training_gives():
+    longer = [
+        row
+        for row in rows(ROOT / "results" / "control" / "mil4_mnist.jsonl")
+        if row["kind"] == "supernet-epochs"
+    ]
+    mean = 100 * np.mean([row["test_top1"] for row in longer])
+    seeds = len({row["seed"] for row in longer})
+    english, russian = {4: ("four", "четыре"), 10: ("ten", "десять")}[seeds]
+    for name, said in (
+        ("README.md", f"({mean:.2f} % at four times, {english} seeds)"),
+        ("README.ru.md", f"({mean:.2f} % при вчетверо больших, {russian} запус".replace(".", ",")),
+    ):
+        assert said in " ".join((ROOT / name).read_text().split()), name
