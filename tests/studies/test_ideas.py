@@ -57,14 +57,14 @@ def test_ranking_by_loss():
 
 
 def test_what_more_runs_of_the_two_in_the_middle_would_cost():
-    said = re.search(r"would take (\d+) runs each to tell apart \((\d+) in", PAGE)
+    said = re.search(r"would take ([\d,]+) runs each to tell apart \((\d+) in", PAGE)
     needed = []
     for name in ("mil4_mnist", "mil4_nested_mnist"):
         study = Study(ROOT / "results" / name)
         middle = [study.archs.index(arch) for arch in ("conv3x3-conv5x5", "conv5x5-conv3x3")]
         for a, b, gap, runs in decomposition.pairs(study.arms["scratch"].test):
             if [a, b] == middle:
-                needed.append((str(runs), gap > 0))
+                needed.append((f"{runs:,}", gap > 0))
     assert [(said[1], True), (said[2], False)] == needed
 
 
