@@ -216,16 +216,32 @@ def _difference(study: Study, first: Arm, second: Arm) -> tuple[str, Interval, I
 
 
 def _message(study: Study, section: Section) -> str:
-    """Which arm is more accurate than the other, where the interval of the difference says so."""
+    """Which arm is more accurate than the other, where the interval of the difference says so; or
+    else which one has lost runs, whose accuracies such an interval cannot hold."""
     found = []
     for first, second in _pairs(study, section):
         _, (mean, low, high), _ = _difference(study, first, second)
         better, worse = (first, second) if mean > 0 else (second, first)
         if low > 0 or high < 0:
             found.append((abs(mean), f"{better.name} beats {worse.name} by {abs(mean):.2f} points"))
-    if not found:
-        return f"{section.title}: no difference in accuracy that these seeds can tell"
-    return max(found)[1]
+    if found:
+        return max(found)[1]
+    arms = [study.arms[name] for name in section.arms if name in study.arms]
+    lost = [_lost(study, arm) for arm in arms]
+    worst, least = int(np.argmax(lost)), int(np.argmin(lost))
+    if lost[worst] > lost[least]:
+        number = len(arms[worst].seeds) + study.failures(arms[worst].name)
+        return (
+            f"{arms[worst].name}: {lost[worst]} of {number} seeds diverged or collapsed; "
+            f"{arms[least].name}: {lost[least]}"
+        )
+    return f"{section.title}: no difference in accuracy that these seeds can tell"
+
+
+def _lost(study: Study, arm: Arm) -> int:
+    """Seeds that failed, or have a network that collapsed."""
+    collapsed = {row["seed"] for name, row in study.collapsed if name == arm.name}
+    return study.failures(arm.name) + len(collapsed)
 
 
 def _draw(

@@ -1,15 +1,17 @@
 """Axes and bars of figures."""
 
+import json
 import random
 
 import numpy as np
 import pytest
+from conftest import rows
 from hypothesis import given
 from hypothesis import strategies as st
-from invented import made_up
+from invented import made_up, put
 
 from mnas.networks.search import Found, Search
-from mnas.studies import figures, fronts, labels, messages, plotting
+from mnas.studies import ablations, figures, fronts, labels, messages, plotting
 from mnas.studies.results import Study, summary
 
 
@@ -163,3 +165,21 @@ def test_lines_to_names_cross_no_other_name(seed):
     assert any(lines)
     for x, y, *_ in (place for line in lines for place in line):
         assert not any(a < x < c and b < y < d for a, b, c, d in found)
+
+
+def test_an_arm_that_lost_runs_is_not_said_to_be_no_different(tmp_path):
+    arm = "supernet-stock-optimizer"
+    made_up(tmp_path / "s", variants=(arm,))
+    (section,) = (s for s in ablations.SECTIONS if s.key == "optimizers")
+    told = ablations._message(Study(tmp_path / "s"), section)
+    assert told == f"{section.title}: no difference in accuracy that these seeds can tell"
+    changed = rows(tmp_path / "s" / "variants.jsonl")
+    for row in changed:
+        if row["seed"] == 3:
+            row["test_top1"] = 0.1
+    put(tmp_path / "s" / "variants.jsonl", "".join(json.dumps(row) + "\n" for row in changed))
+    about = json.loads((tmp_path / "s" / "study.json").read_text())
+    about["failed"].append({"run": "x", "arm": arm, "seed": 8, "reason": "loss is nan"})
+    put(tmp_path / "s" / "study.json", json.dumps(about))
+    told = ablations._message(Study(tmp_path / "s"), section)
+    assert told == f"{arm}: 2 of 7 seeds diverged or collapsed; supernet: 0"
