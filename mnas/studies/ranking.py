@@ -35,7 +35,7 @@ def _rounded(values: ArrayLike) -> Array:
 
 
 def tau_within(scores: ArrayLike, truth: ArrayLike, strata: ArrayLike) -> float:
-    """Kendall's tau-b over pairs of networks of one stratum: concordant less discordant pairs of
+    """Kendall's tau-b over pairs of networks of one stratum: concordant minus discordant pairs of
     all strata, over the geometric mean of the pairs that scores, and that the truth, tells apart.
     strata (networks,): such as depth."""
     scores, truth, strata = _rounded(scores), _rounded(truth), np.asarray(strata)
@@ -64,7 +64,7 @@ def neighbours(sizes: ArrayLike, groups: int = GROUPS) -> NDArray[np.int64]:
 
 def regret_at_equal(scores: ArrayLike, truth: ArrayLike, groups: ArrayLike) -> float:
     """What is lost by taking the network with the best score of each group: the best truth of the
-    group less that of the pick, a mean over picks that share the best score, and over groups."""
+    group minus that of the pick, a mean over picks that share the best score, and over groups."""
     scores, truth, groups = _rounded(scores), np.asarray(truth, float), np.asarray(groups)
     lost = []
     for group in np.unique(groups):
@@ -74,7 +74,7 @@ def regret_at_equal(scores: ArrayLike, truth: ArrayLike, groups: ArrayLike) -> f
 
 
 def regret_at_top(scores: ArrayLike, truth: ArrayLike, top: int) -> float:
-    """The best truth less the best of the `top` networks with the best scores, as if these were
+    """The best truth minus the best of the `top` networks with the best scores, as if these were
     trained. Where more share the last place than there is room for, the expectation over which of
     them are taken."""
     scores, truth = _rounded(scores), np.asarray(truth, float)

@@ -70,7 +70,7 @@ Welch's 95 % interval over seeds, with networks held fixed.
 {_differences(found)}
 
 ## What one setting brings
-Pairs that differ in one setting, seed by seed: first less second, with Student's 95 % interval
+Pairs that differ in one setting, seed by seed: first minus second, with Student's 95 % interval
 over the differences of seeds (networks and images held fixed); behind it 1.96 standard deviations
 over networks drawn anew (seeds and images held fixed). Bold: the interval over seeds leaves out 0;
 of one seed, that over networks. Of regret, less is better.
@@ -89,7 +89,7 @@ two are 1.96 standard deviations of {DRAWS} draws around the number.
 ## What is over- and underrated
 ![over- and underrated candidates by position](effects.png)
 
-Effects of candidates on the score (loss) less those on the truth, both in standard deviations over
+Effects of candidates on the score (loss) minus those on the truth, both in standard deviations over
 networks and with mean 0 at each position: above 0 a supernet overrates the candidate. All at once;
 truth: its own effect.
 
