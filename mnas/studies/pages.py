@@ -88,8 +88,8 @@ def replaced(page: str, part: str, text: str) -> str:
 def shown(mean: float, low: float | None, high: float | None, digits: int = 2) -> str:
     """A mean with its interval, if it has one."""
     if low is None or high is None or math.isnan(low):
-        return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} [{low:z.{digits}f}, {high:z.{digits}f}]"  # z: no -0.00
+        return f"{mean:z.{digits}f}"  # z: no -0.00
+    return f"{mean:z.{digits}f} [{low:z.{digits}f}, {high:z.{digits}f}]"
 
 
 def over(of_images: int, studies: int = 1) -> str:

@@ -366,8 +366,8 @@ def effects(found: Sequence[Recipe], of: Judged, score: str = "loss") -> list[Ro
 
     Score and truth (as the logarithm of the error) are each brought to mean 0 and deviation 1 over
     the judged networks; the effects of candidates are least squares on one-hot candidates, with
-    mean 0 at each position. overrated: the supernet's effect minus the truth's, mean over seeds with
-    Student's interval."""
+    mean 0 at each position. overrated: the supernet's effect minus the truth's, mean over seeds
+    with Student's interval."""
     paths = of.table.distinct.paths[of.numbers]
     truth = _effects(paths, -np.log(100 - of.networks.truth))
     rows = []

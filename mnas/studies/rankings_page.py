@@ -193,9 +193,8 @@ def _paired(found: Found) -> str:
         digits = DIGITS[row["metric"]]
         ends = row["over_seeds"] or (None, None)
         text = shown(row["mean"], *ends, digits)
-        low, high = row["over_networks"]
         text = f"**{text}**" if row["word"].startswith("different") else text
-        lines.setdefault(key, {})[row["metric"]] = f"{text}; [{low:.{digits}f}, {high:.{digits}f}]"
+        lines.setdefault(key, {})[row["metric"]] = f"{text}; {_ends(row['over_networks'], digits)}"
     if not lines:
         return "No two rankings differ in one setting."
     metrics = [metric for metric in HEADERS if metric in next(iter(lines.values()))]
@@ -212,12 +211,16 @@ def _intervals(found: Found) -> str:
         body.append(
             [
                 *(row["recipe"], row["score"], HEADERS[row["metric"]]),
-                f"{row['mean']:.{digits}f}",
-                *(f"[{e[0]:.{digits}f}, {e[1]:.{digits}f}]" if e else "–" for e in ends),
+                f"{row['mean']:z.{digits}f}",
+                *(_ends(e, digits) for e in ends),
             ]
         )
     over = ("over seeds", "over networks", "over images")
     return markdown(body, ["recipe", "score", "number", "mean", *over])
+
+
+def _ends(ends: Sequence[float] | None, digits: int) -> str:
+    return f"[{ends[0]:z.{digits}f}, {ends[1]:z.{digits}f}]" if ends else "–"
 
 
 def _effects(found: Found) -> str:

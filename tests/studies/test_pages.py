@@ -177,3 +177,15 @@ def test_a_machine_that_does_not_name_its_processor_has_a_page(tmp_path, monkeyp
     assert in_process(monkeypatch, capsys, "report", tmp_path / "one")[0] == 0
     page = (tmp_path / "one" / "README.md").read_text()
     assert "Unknown processor, unknown number of cores, torch t." in page
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ((-0.0004, -0.004, 0.4), "0.00 [0.00, 0.40]"),  # no minus before what is shown as zero
+        ((-0.0004, None, None), "0.00"),
+        ((-0.006, -0.4, -0.1), "-0.01 [-0.40, -0.10]"),
+    ],
+)
+def test_a_mean_with_its_interval(numbers, text):
+    assert shown(*numbers) == text
