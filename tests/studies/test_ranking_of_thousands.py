@@ -27,18 +27,19 @@ def naive_tau(scores, truth, strata):
     return agreed / np.sqrt(of_scores * of_truth)
 
 
-@pytest.mark.parametrize("number", [4, 30])  # of strata: of fifteen networks, of two or so
-@pytest.mark.parametrize("seed", range(5))
-def test_tau_and_its_strata_equal_a_loop_over_pairs(seed, number):
+@pytest.mark.parametrize("strata", [2, 30])  # of very many networks, and of ten
+@pytest.mark.parametrize("networks", [60, 300])  # few, and more than are compared in all pairs
+@pytest.mark.parametrize("seed", range(2))
+def test_tau_and_its_strata_equal_a_loop_over_pairs(seed, networks, strata):
     random = np.random.default_rng(seed)
-    scores, truth, strata = random.integers(0, (9, 30, number), (60, 3)).T
-    assert ranking.tau(scores, truth) == pytest.approx(naive_tau(scores, truth, [0] * 60))
-    found = ranking.tau_within(scores, truth, strata)
-    assert found == pytest.approx(naive_tau(scores, truth, strata))
+    scores, truth, of = random.integers(0, (9, 30, strata), (networks, 3)).T
+    assert ranking.tau(scores, truth) == pytest.approx(naive_tau(scores, truth, [0] * networks))
+    assert ranking.tau_within(scores, truth, of) == pytest.approx(naive_tau(scores, truth, of))
 
 
 def test_constant_scores_rank_nothing():
     assert ranking.tau([1, 1, 1], [1, 2, 3]) == 0
+    assert ranking.tau([1] * 200, range(200)) == 0
     assert ranking.tau_within([1, 1, 2, 2], [1, 2, 3, 4], [0, 0, 1, 1]) == 0
     assert ranking.tau_within([1, 2], [1, 2], [0, 1]) == 0  # no two of one stratum
 
