@@ -52,6 +52,12 @@ def main(
     from mnas.studies.together import as_one
 
     by_themselves = [path for path in rankings if alone_rankings.is_alone(path)]
+    if alone_together := [path for path in together if path in by_themselves]:
+        raise Failure(
+            f"{alone_together[0]} is of networks by themselves; --together expects folders of "
+            "supernets",
+            status=2,
+        )
     supernets_of = [path for path in rankings if path not in by_themselves]
     if not supernets_of:
         raise Failure("no ranking is of a supernet; expected one at least to compare with", 2)

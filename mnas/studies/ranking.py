@@ -35,7 +35,8 @@ def tau_within(scores: ArrayLike, truth: ArrayLike, strata: ArrayLike) -> float:
     strata (networks,): such as depth."""
     scores, truth, strata = _rounded(scores), _rounded(truth), np.asarray(strata)
     inside = [strata == stratum for stratum in np.unique(strata)]
-    return _tau_b(*np.sum([_pairs(scores[some], truth[some]) for some in inside], 0))
+    counts = [_pairs(scores[some], truth[some]) for some in inside]
+    return _tau_b(*np.sum(counts, 0)) if counts else 0.0
 
 
 def _tau_b(agreed: float, of_scores: float, of_truth: float) -> float:
@@ -45,7 +46,10 @@ def _tau_b(agreed: float, of_scores: float, of_truth: float) -> float:
 def _pairs(scores: Array, truth: Array) -> tuple[float, float, float]:
     """Concordant minus discordant pairs; pairs that scores, and that the truth, tells apart."""
     if len(scores) <= FEW:
-        a, b = (np.sign(np.subtract.outer(values, values)) for values in (scores, truth))
+        a, b = (
+            np.greater.outer(values, values).astype(float) - np.less.outer(values, values)
+            for values in (scores, truth)  # no differences: two that are infinite have none
+        )
         return (a * b).sum() / 2, (a * a).sum() / 2, (b * b).sum() / 2
     of_scores, of_truth = _untied(scores), _untied(truth)
     if not of_scores * of_truth:

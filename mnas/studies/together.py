@@ -18,7 +18,8 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Together(Ranking):
-    """Rankings of one seed. training and scoring: the sums of theirs; rows: none of its own."""
+    """Rankings of one seed. training and scoring: the sums of theirs, training once of a supernet
+    that several have scored; rows: none of its own."""
 
     parts: list[Ranking] = field(default_factory=list)
 
@@ -62,11 +63,13 @@ def as_one(recipes: Sequence[Recipe], paths: Collection[Path]) -> Recipe:
 
 
 def _of_seed(parts: list[Ranking]) -> Together:
-    first, macs = parts[0], [one.training["macs"] for one in parts]
+    first = parts[0]
+    trained = {one.settings.get("checkpoint_sha256", one.path): one.training for one in parts}
+    macs = [training["macs"] for training in trained.values()]
     training = {
         "config": {"seed": first.seed},
         "macs": None if None in macs else sum(macs),
-        "seconds": sum(one.training["seconds"] for one in parts),
+        "seconds": sum(training["seconds"] for training in trained.values()),
     }
     scoring = {key: sum(one.scoring[key] for one in parts) for key in first.scoring}
     settings = {"space": first.settings["space"], "resolution": None}

@@ -42,6 +42,13 @@ def test_constant_scores_rank_nothing():
     assert ranking.tau([1] * 200, range(200)) == 0
     assert ranking.tau_within([1, 1, 2, 2], [1, 2, 3, 4], [0, 0, 1, 1]) == 0
     assert ranking.tau_within([1, 2], [1, 2], [0, 1]) == 0  # no two of one stratum
+    assert ranking.tau([], []) == ranking.tau_within([], [], []) == 0
+
+
+def test_infinite_scores_tie():
+    assert ranking.tau([-np.inf, -np.inf, 0, 1], [1, 2, 3, 4]) == ranking.tau(
+        [0, 0, 1, 2], [1, 2, 3, 4]
+    )
 
 
 def test_sums_in_another_order_are_ties():

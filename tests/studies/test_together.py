@@ -71,7 +71,19 @@ def test_each_part_is_paired_with_all_together_by_the_seeds_of_both(recipes, one
     assert {(row["first"], row["less"], *row["seeds"]) for row in pairs} == {
         (recipe.name, one.name, 1) for recipe in recipes
     }
-    assert uncertainty.intervals(found, of, rows, drawn, 3)  # no bits of images, no interval
+    for row in uncertainty.intervals(found, of, rows, drawn, 3):
+        assert row["images"] is None  # no bits of images are kept of the whole
+
+
+def test_a_supernet_that_several_have_scored_is_paid_for_once(space, tmp_path):  # noqa: F811
+    paths = [write(tmp_path / name, space, 0, noise=0.1) for name in ("all", "few")]
+    parts = [rankings.read(path) for path in paths]
+    for part, images in zip(parts, (2000, 500), strict=True):
+        part.settings.update(images=images, checkpoint_sha256="0")
+    whole = as_one(rankings.recipes(parts), paths).cost(TABLE)
+    one = rankings.recipes(parts)[0].cost(TABLE)
+    assert whole["training"] == one["training"]
+    assert whole["scoring"] == 2 * one["scoring"]
 
 
 @pytest.mark.parametrize(
