@@ -257,4 +257,5 @@ def message(found: Found) -> str:
         return "What a supernet costs here is unknown."
     networks = row["worth"][0]
     worth = f"{networks:.0f} trained networks" if np.isfinite(networks) else "any linear model"
-    return f"A supernet for {row['total']:.2g} of a full training ranks as well as {worth}."
+    seeds = "" if len(row["seeds"]) > 1 else " (one seed)"
+    return f"A supernet for {row['total']:.2g} of a full training ranks as well as {worth}{seeds}."

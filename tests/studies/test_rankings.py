@@ -325,3 +325,14 @@ def test_the_map_names_what_recipes_overrate_most_on_average(tmp_path):
     )
     rankings_figure.effects(made, tmp_path / "effects.png")
     assert (tmp_path / "effects.png").stat().st_size > 1000
+
+
+def test_the_message_says_where_the_best_is_one_seed():
+    best = {"recipe": "r", "score": "loss", "trained": 0, "total": 0.077, "tau": [0.9, None, None]}
+    for seeds, said in (
+        ([0], "208 trained networks (one seed)."),
+        ([0, 1], "208 trained networks."),
+    ):
+        rows = [{**best, "seeds": seeds, "worth": [208.0, 66.0, 630.0]}]
+        made = rankings_page.Found("t", "choosing", 9, [], [], rows, [], [], [], [])
+        assert rankings_page.message(made).endswith(f"ranks as well as {said}")
