@@ -335,4 +335,4 @@ def test_the_message_says_where_the_best_is_one_seed():
     ):
         rows = [{**best, "seeds": seeds, "worth": [208.0, 66.0, 630.0]}]
         made = rankings_page.Found("t", "choosing", 9, [], [], rows, [], [], [], [])
-        assert rankings_page.message(made).endswith(f"ranks as well as {said}")
+        assert rankings_page.message(made).endswith(f"as 208 trained networks{more}.")
