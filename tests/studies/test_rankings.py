@@ -329,10 +329,7 @@ def test_the_map_names_what_recipes_overrate_most_on_average(tmp_path):
 
 def test_the_message_says_where_the_best_is_one_seed():
     best = {"recipe": "r", "score": "loss", "trained": 0, "total": 0.077, "tau": [0.9, None, None]}
-    for seeds, said in (
-        ([0], "208 trained networks (one seed)."),
-        ([0, 1], "208 trained networks."),
-    ):
+    for seeds, more in (([0], " (one seed)"), ([0, 1], "")):
         rows = [{**best, "seeds": seeds, "worth": [208.0, 66.0, 630.0]}]
         made = rankings_page.Found("t", "choosing", 9, [], [], rows, [], [], [], [])
         assert rankings_page.message(made).endswith(f"as 208 trained networks{more}.")
