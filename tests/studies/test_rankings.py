@@ -235,9 +235,10 @@ def test_what_is_wrong_is_named(tmp_path, space, folders):
 
 @pytest.mark.slow
 def test_the_command_writes_the_same_tables_rows_and_figure_twice(folders, tmp_path, capsys):
+    given = list(map(str, folders))
     for name in ("one", "two"):
         rank.app(
-            ["compare", *map(str, folders), "--out", str(tmp_path / name)],
+            ["compare", *given, "--out", str(tmp_path / name), "--together", *given],
             exit_on_error=False,
             print_error=False,
             result_action="return_value",
@@ -245,6 +246,8 @@ def test_the_command_writes_the_same_tables_rows_and_figure_twice(folders, tmp_p
     text = (tmp_path / "one" / "README.md").read_text()
     assert capsys.readouterr().out == 2 * text
     assert "of a full training ranks as well as" in text
+    assert "| fair, 15 epochs + 6 epochs, 16 px " in text  # together, and each by itself
+    assert "| fair, 6 epochs, 16 px " in text
     files = sorted(file.name for file in (tmp_path / "one").iterdir())
     assert files == sorted(
         ["README.md", "tau.png", "effects.png", *(f"{n}.jsonl" for n in compare.TABLES)]

@@ -8,7 +8,7 @@ from test_rankings import TABLE, space, write  # noqa: F401
 
 from mnas.commands import rank
 from mnas.errors import Failure
-from mnas.studies import rankings, uncertainty
+from mnas.studies import alone_rankings, rankings, uncertainty
 from mnas.studies.together import as_one
 
 
@@ -84,6 +84,18 @@ def test_a_supernet_that_several_have_scored_is_paid_for_once(space, tmp_path): 
     one = rankings.recipes(parts)[0].cost(TABLE)
     assert whole["training"] == one["training"]
     assert whole["scoring"] == 2 * one["scoring"]
+
+
+def test_networks_by_themselves_are_refused(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(alone_rankings, "is_alone", lambda path: path == folders[0])
+    with pytest.raises(Failure, match=r"small0 is of networks by themselves; --together expects"):
+        rank.app(
+            ["compare", "--out", str(tmp_path / "out"), "--together", *map(str, folders)],
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
