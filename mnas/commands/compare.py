@@ -8,6 +8,7 @@ figures tau.png and effects.png, and the rows of all. Nothing is trained or scor
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
@@ -40,6 +41,15 @@ def main(
             help="Also compare the mean of these folders' scores, seed by seed, as one estimator.",
         ),
     ] = (),
+    prior: Annotated[
+        tuple[str, ...],
+        Parameter(
+            consume_multiple=True,
+            negative=(),
+            help="Also compare each with what is free added to its scores, all in standard "
+            "deviations: NAME=WEIGHT, as depth=0.15 ReLUs=0.15.",
+        ),
+    ] = (),
 ) -> None:
     rankings += tuple(path for path in together if path not in rankings)
     if not rankings:
@@ -49,8 +59,9 @@ def main(
     from mnas.storage.files import write_atomically
     from mnas.studies import alone_rankings, rankings_figure, rankings_page, uncertainty
     from mnas.studies import rankings as studied
-    from mnas.studies.together import as_one
+    from mnas.studies.together import as_one, with_prior
 
+    added = _prior(prior)
     by_themselves = [path for path in rankings if alone_rankings.is_alone(path)]
     if alone_together := [path for path in together if path in by_themselves]:
         raise Failure(
@@ -66,6 +77,8 @@ def main(
         recipes = studied.recipes(read)
         if together:
             recipes.append(as_one(recipes, together))
+        if added:
+            recipes += [with_prior(recipe, added) for recipe in recipes]
         read_alone = [alone_rankings.read(path) for path in by_themselves]
         of = studied.judged(read, half)
         alone = alone_rankings.qualities(read_alone, of)
@@ -95,3 +108,21 @@ def main(
         text = rankings_page.page(found)
         write_atomically(out / "README.md", text)
     print(text, end="")
+
+
+def _prior(given: tuple[str, ...]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not (name and math.isfinite(weight) and weight):
+            raise Failure(
+                f"--prior {text}: expected a name and a weight other than 0, as depth=0.25", 2
+            )
+        if name in found:
+            raise Failure(f"--prior {text}: {name} is given twice; leave one out", 2)
+        found[name] = weight
+    return found

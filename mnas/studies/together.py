@@ -1,8 +1,9 @@
-"""Several supernets as one estimator: what one resolution or length overrates, another may not."""
+"""Estimators made of estimators: several supernets as one, as what one resolution or length
+overrates another may not; and one with what a network's description says for nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mnas.studies.baselines import baselines
 from mnas.studies.rankings import Ranking, Recipe
 
 Array = NDArray[np.float64]
@@ -39,6 +41,68 @@ class Together(Ranking):
     def predicted(self) -> Array:
         """The mean of the parts' smoothed logarithms of the loss, each on one scale (distinct,)."""
         return _mean([one.predicted for one in self.parts])
+
+
+@dataclass(frozen=True)
+class WithPrior(Ranking):
+    """A ranking whose scores have some of what is free added. prior: weights by name, of
+    `baselines`. correct: none, as scores are no longer of images alone."""
+
+    of: Ranking | None = None
+    prior: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        return {**self._of.recipe, "prior": said(self.prior)}
+
+    @cached_property
+    def scores(self) -> dict[str, Array]:
+        """Of distinct networks (distinct,) by name: score and prior are each brought to mean 0 and
+        deviation 1 over the networks that are scored. No accuracy is used."""
+        return {name: self._added(values, 1) for name, values in self._of.scores.items()}
+
+    @cached_property
+    def predicted(self) -> Array:
+        """Smoothed logarithms of the loss, brought to one scale, less the prior (distinct,)."""
+        return self._added(self._of.predicted, -1)
+
+    @property
+    def _of(self) -> Ranking:
+        assert self.of is not None  # dataclasses want a default behind those of Ranking
+        return self.of
+
+    def _added(self, values: Array, sign: float) -> Array:
+        scored = np.where(np.isnan(values), np.nan, 0.0)
+        free = baselines(self._of.table.distinct)
+        added = [
+            sign * weight * _mean([free[name] + scored]) for name, weight in self.prior.items()
+        ]
+        return _mean([values]) + np.sum(added, axis=0)
+
+
+def with_prior(recipe: Recipe, prior: Mapping[str, float]) -> Recipe:
+    """The recipe once more, each score with the weighted sum of what is free added.
+
+    Raises ValueError for a name that `baselines` does not have for the space."""
+    known = baselines(recipe.seeds[0].table.distinct)
+    for name in prior:
+        if name not in known:
+            raise ValueError(
+                f"{name} is no score without a run of {recipe.seeds[0].table.name}; expected "
+                f"{', '.join(known)}"
+            )
+    seeds: list[Ranking] = [
+        WithPrior(one.path, one.settings, one.training, one.rows, one.scoring, None, one, prior)
+        for one in recipe.seeds
+    ]
+    return Recipe(f"{recipe.name}, prior {said(prior)}", seeds)
+
+
+def said(prior: Mapping[str, float]) -> str:
+    """As 0.25 depth - 0.5 ReLUs."""
+    (first, weight), *more = prior.items()
+    rest = (f" {'-' if weight < 0 else '+'} {abs(weight):g} {name}" for name, weight in more)
+    return f"{weight:g} {first}" + "".join(rest)
 
 
 def as_one(recipes: Sequence[Recipe], paths: Collection[Path]) -> Recipe:
@@ -87,8 +151,10 @@ def _name(names: Sequence[str]) -> str:
 
 
 def _mean(values: Sequence[Array]) -> Array:
+    """Of parts, each brought to one scale; a network whose loss is infinite in one stays last."""
     stacked = np.array(values)  # (parts, distinct)
     of = stacked[:, ~np.isnan(stacked).any(0)]
-    deviation = of.std(1, keepdims=True)
+    of = np.where(np.isfinite(of), of, np.nan)
+    deviation = np.nanstd(of, 1, keepdims=True)
     deviation[deviation == 0] = 1  # one that ranks nothing
-    return ((stacked - of.mean(1, keepdims=True)) / deviation).mean(0)
+    return ((stacked - np.nanmean(of, 1, keepdims=True)) / deviation).mean(0)

@@ -174,10 +174,13 @@ def _pairs(found: Sequence[Recipe]) -> Iterator[Pair]:
 def _differing(one: Recipe, other: Recipe) -> tuple[str, tuple[str, str]] | None:
     """As `differing`; several supernets taken together differ from each of them in the others."""
     settings = [of.seeds[0].recipe for of in (one, other)]
-    whole = [of.get("together", ()) for of in settings]
-    if settings[0] in whole[1] or settings[1] in whole[0]:
+    priors = [of.get("prior", "none") for of in settings]
+    first, second = ({k: v for k, v in of.items() if k != "prior"} for of in settings)
+    if priors[0] != priors[1]:
+        return ("prior", (priors[0], priors[1])) if first == second else None
+    if first in second.get("together", ()) or second in first.get("together", ()):
         return "supernets", (one.name, other.name)
-    return differing(*settings)
+    return differing(first, second)
 
 
 def differing(one: Row, other: Row) -> tuple[str, tuple[str, str]] | None:

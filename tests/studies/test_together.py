@@ -1,6 +1,7 @@
 """Several supernets as one estimator, against loops over networks."""
 
 import math
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -9,7 +10,9 @@ from test_rankings import TABLE, space, write  # noqa: F401
 from mnas.commands import rank
 from mnas.errors import Failure
 from mnas.studies import alone_rankings, rankings, uncertainty
-from mnas.studies.together import as_one
+from mnas.studies.baselines import baselines
+from mnas.studies.rankings import Recipe
+from mnas.studies.together import as_one, with_prior
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,23 @@ def test_the_cost_is_the_sum_and_the_name_says_what_differs(recipes, one):
         assert value == pytest.approx(sum(part[key] for part in parts))
 
 
+def test_a_network_whose_loss_is_infinite_in_one_is_last(recipes, one):
+    small, large = recipes[0].seeds[1], recipes[1].seeds[0]
+    both = next(n for n, value in enumerate(one.seeds[0].scores["loss"]) if not math.isnan(value))
+    scores = {**small.scores, "loss": small.scores["loss"].copy()}
+    scores["loss"][both] = -math.inf
+    broken = replace(small)
+    broken.__dict__["scores"] = scores
+    whole = replace(one.seeds[0], parts=[broken, large])
+    for found in (whole, with_prior(Recipe("", [whole]), {"depth": 0.25}).seeds[0]):
+        values = found.scores["loss"]
+        assert values[both] == -math.inf
+        assert (
+            sum(map(math.isfinite, values))
+            == sum(map(math.isfinite, one.seeds[0].scores["loss"])) - 1
+        )
+
+
 def test_two_with_independent_noise_rank_better_than_each(recipes, one):
     of = rankings.judged([ranking for r in [*recipes, one] for ranking in r.seeds], "both", draws=2)
     rows = rankings.qualities([*recipes, one], of, labels=(20,))
@@ -73,6 +93,47 @@ def test_each_part_is_paired_with_all_together_by_the_seeds_of_both(recipes, one
     }
     for row in uncertainty.intervals(found, of, rows, drawn, 3):
         assert row["images"] is None  # no bits of images are kept of the whole
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_prior_is_added_in_deviations_of_the_networks_that_are_scored(recipes, one, whole):
+    of = one if whole else recipes[1]
+    found = with_prior(of, {"depth": 0.25, "ReLUs": -0.5})
+    free = baselines(TABLE.distinct)
+    for before, after in zip(of.seeds, found.seeds, strict=True):
+        assert before.scores.keys() == after.scores.keys()
+        for name, values in after.scores.items():
+            scored = [n for n in range(len(values)) if not math.isnan(values[n])]
+            own = standard(before.scores[name][scored])
+            depth, relus = (standard(free[name][scored]) for name in ("depth", "ReLUs"))
+            assert values[scored] == pytest.approx(
+                [a + 0.25 * b - 0.5 * c for a, b, c in zip(own, depth, relus, strict=True)]
+            )
+            assert len(scored) == sum(not math.isnan(value) for value in before.scores[name])
+        own = standard(before.predicted)  # a loss, of all networks: lower is better
+        depth, relus = (standard(free[name]) for name in ("depth", "ReLUs"))
+        assert after.predicted == pytest.approx(
+            [a - 0.25 * b + 0.5 * c for a, b, c in zip(own, depth, relus, strict=True)]
+        )
+
+
+def test_a_prior_costs_nothing_and_is_named_and_paired(recipes, one):
+    found = [
+        *recipes,
+        one,
+        *(with_prior(of, {"depth": 0.15, "MACs": -1}) for of in [*recipes, one]),
+    ]
+    assert [of.name for of in found[3:]] == [
+        f"{of.name}, prior 0.15 depth - 1 MACs" for of in found[:3]
+    ]
+    for before, after in zip(found[:3], found[3:], strict=True):
+        assert after.cost(TABLE) == before.cost(TABLE)
+    of = rankings.judged([ranking for r in found for ranking in r.seeds], "both", draws=2)
+    rows = rankings.qualities(found, of, labels=())
+    drawn = uncertainty.over_networks(found, of, 3)
+    pairs = [row for row in uncertainty.paired(found, rows, drawn) if row["what"] == "prior"]
+    assert {(row["first"], row["less"]) for row in pairs} == {("none", "0.15 depth - 1 MACs")}
+    assert len(pairs) == 3 * len([r for r in pairs if r["recipe"] == one.name])
 
 
 def test_a_supernet_that_several_have_scored_is_paid_for_once(space, tmp_path):  # noqa: F811
@@ -95,6 +156,33 @@ def test_networks_by_themselves_are_refused(folders, tmp_path, monkeypatch):
             print_error=False,
             result_action="return_value",
         )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("prior", "words"),
+    [
+        (
+            ["depths=1"],
+            "depths is no score without a run of nb_macro; expected depth, MACs, parameters, "
+            "ReLUs, depth by stage",
+        ),
+        (["depth"], "--prior depth: expected a name and a weight other than 0, as depth=0.25"),
+        (["depth=much"], "--prior depth=much: expected a name and a weight"),
+        (["depth=nan"], "--prior depth=nan: expected a name and a weight"),
+        (["depth=0"], "--prior depth=0: expected a name and a weight"),
+        (["depth=1", "depth=2"], "--prior depth=2: depth is given twice; leave one out"),
+    ],
+)
+def test_a_prior_that_makes_no_sense_is_refused(folders, tmp_path, prior, words):
+    with pytest.raises(Failure, match=words) as error:
+        rank.app(
+            ["compare", str(folders[0]), "--out", str(tmp_path / "out"), "--prior", *prior],
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+    assert error.value.status == 2
     assert not (tmp_path / "out").exists()
 
 
