@@ -238,11 +238,12 @@ def ranked(step: Step, *, random_paths: int = 2, rank_weight: float = 1.0) -> Re
     """A sandwich whose first two random paths are also to be in the order that their cost lets one
     expect: the dearer is to have the smaller loss on the labels. Where it has not, relu(L_dearer -
     L_cheaper) is added, whose gradient lowers the one and raises the other, times a weight that
-    rises linearly from 0 to `rank_weight` (Yu et al., CVPR 2021, "Landmark Regularization", with
-    known accuracies; the order by cost is that of solutions of the CVPR 2022 NAS competition, whose
-    code lets no gradient through the cheaper one's loss).
+    rises linearly from 0 to `rank_weight`. Costs are those of `extremes`; equal ones have no order.
 
-    The cost is that of `extremes`; equal ones have no order."""
+    The loss is that of Yu et al. (CVPR 2021, "Landmark Regularization"), beside other training:
+    there it orders some tens of fixed networks of known accuracies, and in the authors' code its
+    weight is constant or rises as a cosine. The order by cost is that of solutions of the CVPR 2022
+    NAS competition, whose code lets no gradient through the cheaper one's loss."""
     ran = _sandwich(step, random_paths)
     first, second = (
         (size(step.net.space, path), loss)
