@@ -28,8 +28,8 @@ class Spread(NamedTuple):
 
 def spread(runs: ArrayLike) -> Spread:
     """Two-way analysis of variance, networks x seeds (random effects; Searle, Casella & McCulloch
-    1992, "Variance Components", chapter 4). What a seed does to all networks alike changes no
-    ranking and is counted nowhere. Raises ValueError for a single seed or network."""
+    1992, "Variance Components"). What a seed does to all networks alike changes no ranking and is
+    counted nowhere. Raises ValueError for a single seed or network."""
     runs = np.asarray(runs, float)
     seeds, networks = runs.shape
     if min(runs.shape) < 2:
