@@ -235,8 +235,8 @@ def agreement(
 ) -> list[float]:
     """How far each path's predictions are from those of the network with all candidates on, in
     nats: the symmetric Kullback-Leibler divergence of the two softmaxes, a mean over images (N, C,
-    H, W). The smaller the better (Bender et al., ICML 2018, on understanding one-shot models). No
-    labels are needed: a few batches of training images do.
+    H, W). The smaller the better (Bender et al., ICML 2018, whose reference has most candidates on:
+    a few are dropped at random). No labels are needed: a few batches of training images do.
 
     It is meant for supernets of which all candidates have been trained together (`path_dropout`).
     BatchNorm has the statistics of each batch, all other layers are in evaluation mode. The

@@ -20,12 +20,12 @@ def recalibrate(model: nn.Module, images: Any, batch_size: int = 500) -> nn.Modu
     activations.
 
     The statistics that a supernet gathers in training mix those of many paths; a sampled network
-    needs its own (Wu and Johnson, 2021, "Rethinking Batch in BatchNorm", section 3.2; Yu et al.,
+    needs its own (Wu and Johnson, 2021, 'Rethinking "Batch" in BatchNorm', section 3.2; Yu et al.,
     ECCV 2020, section 3). images (N, C, H, W): training images, or what else the network is called
-    with, as in `evaluate`. They pass through in equal batches
-    of at most `batch_size`, with BatchNorm alone in train mode, and each BatchNorm's mean and
-    unbiased variance are taken over all of them at once, in float64. A layer out of reach keeps its
-    statistics. The model itself, which may be a path of a supernet, is not changed.
+    with, as in `evaluate`. They pass through in equal batches of at most `batch_size`, with
+    BatchNorm alone in train mode, and each BatchNorm's mean and unbiased variance are taken over
+    all of them at once, in float64. A layer out of reach keeps its statistics. The model itself,
+    which may be a path of a supernet, is not changed.
 
     Raises ValueError without images, or for a whole supernet.
     """

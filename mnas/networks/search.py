@@ -90,9 +90,9 @@ def search(
     score: is given the paths of distinct networks within the budgets, and returns a number for
     each, the higher the better; no network is scored twice. Of a supernet, `lambda paths: [s.top1
     for s in mnas.evaluate_paths(net, paths, images, labels)]`, which computes what paths of a batch
-    share once. trials: how many networks are drawn, those over a budget and
-    those that were scored before included; it ends early if the whole space is known. sampler:
-    "random", "tpe" (Ozaki et al., JAIR 2022) or "nsga2" (Deb et al., 2002), of which a batch is a
+    share once. trials: how many networks are drawn, those over a budget and those that were scored
+    before included; it ends early if the whole space is known. sampler: "random", "tpe" (with two
+    aims as Ozaki et al., JAIR 2022) or "nsga2" (Deb et al., 2002), of which a batch is a
     generation. aims: "score,cost" for the front of both; "score" for the best network within the
     budgets, whatever else it costs. by: the cost of the front, "macs", "params" or "latency".
     max_params, max_macs, max_latency (ms): budgets. latency: is given the paths of distinct

@@ -21,13 +21,14 @@ Shape = tuple[int, ...]
 
 def synflow(network: nn.Module, shape: Shape) -> float:
     """The logarithm of SynFlow (Tanaka et al., NeurIPS 2020, "Pruning neural networks without any
-    data by iteratively conserving synaptic flow", section 6), summed over parameters as a score of
-    networks (Abdelfattah et al., ICLR 2021, "Zero-cost proxies for lightweight NAS", section 3.2).
+    data by iteratively conserving synaptic flow"), summed over parameters as a score of networks
+    (Abdelfattah et al., ICLR 2021, "Zero-cost proxies for lightweight NAS").
 
     R is the sum of the outputs for an image of ones under absolute parameters; a parameter's
     saliency is |w| dR/d|w|. BatchNorm would take away the scale that is looked for: it hands on its
-    input, and its parameters have no saliency. In float64, which R does not overflow. shape: of an
-    image, (C, H, W)."""
+    input, and its parameters have no saliency. In float64, which R does not overflow. The published
+    code of the score sums over weights of convolutions and linear layers alone, here biases count,
+    too. shape: of an image, (C, H, W)."""
     twin = copy.deepcopy(network).double().eval()
     weights = []
     with torch.no_grad():
@@ -52,10 +53,13 @@ def _handed_on(_: nn.Module, inputs: tuple[Any, ...], __: Tensor) -> Any:
 
 def zico(network: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
     """ZiCo (Li et al., ICLR 2023, "ZiCo: Zero-shot NAS via inverse coefficient of variation on
-    gradients", section 3.3): over convolutions and linear layers, the sum of log of the sum over
-    weights of the mean of the absolute gradient over batches, divided by its deviation.
+    gradients", section 3.4, equation 15): over convolutions and linear layers, the sum of log of
+    the sum over weights of the mean of the absolute gradient over batches, divided by its
+    deviation.
 
-    batches: images (B, C, H, W) and labels (B,), two at least. Deviations are of the population. A
+    batches: images (B, C, H, W) and labels (B,), two at least. Deviations are of the population
+    and, as in the equation, of the absolute gradient; the authors' code takes those of the gradient
+    with its sign. It also draws weights of its own, and here the network is as it is given. A
     weight whose gradient is the same in all batches is left out, as is a layer of such weights.
     Gradients are of the mean cross-entropy."""
     twin = copy.deepcopy(network).train()
@@ -95,7 +99,11 @@ def az_nas(
     Progressivity: the least growth of that entropy from a feature to the next. Trainability: the
     mean over blocks of 2 - s - 1/s, where s is the spectral norm of the block's Jacobian as a map
     between channels, estimated by one backward pass of random signs; pixels that a stride brings
-    together count as channels. seed: of noise and signs."""
+    together count as channels. seed: of noise and signs.
+
+    The authors' code first draws all weights anew (He et al.'s normal start, by inputs), and gives
+    a block that hands on its input a trainability of minus infinity. Here the network is as it is
+    given, and blocks are those of the caller."""
     twin = copy.deepcopy(network).train()
     generator = torch.Generator().manual_seed(seed)
     features: list[Tensor] = []

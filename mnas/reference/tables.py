@@ -133,9 +133,9 @@ def _blocks_in_order(path: Path) -> Path:
 
 
 _CHANNELS = (
-    "Su et al., CVPR 2021, BCNet: Searching for Network Width with Bilaterally Coupled Network, "
-    "arXiv 2105.10533; repository xiusu/Channel-Bench-Macro; 1,000 of its 16,384 networks, drawn "
-    "at random; 60 epochs"
+    "Su et al., TPAMI 2022, Searching for Network Width with Bilaterally Coupled Network, arXiv "
+    "2203.13714; repository xiusu/Channel-Bench-Macro; 1,000 of its 16,384 networks, drawn at "
+    "random; 60 epochs"
 )
 _NOT_STATED = "none stated by its repository; figures alone are repeated here"
 

@@ -21,7 +21,8 @@ class Sampler(Protocol):
 
 
 class UniformSampler:
-    """Every path equally likely, each draw by itself (Guo et al., ECCV 2020, section 3.2)."""
+    """Every path equally likely, each draw by itself (Guo et al., ECCV 2020; there by default among
+    paths within a range of costs)."""
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
         self.space = space

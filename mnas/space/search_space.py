@@ -231,8 +231,8 @@ class SearchSpace:
         return self.coupling.canonical(self.check(path))
 
     def sample(self, generator: torch.Generator | None = None) -> Path:
-        """The canonical path of decisions drawn uniformly, each by itself (Guo et al., ECCV 2020,
-        section 3.2)."""
+        """The canonical path of decisions drawn uniformly, each by itself (Guo et al., ECCV
+        2020)."""
         drawn = (i[int(torch.randint(len(i), (), generator=generator))] for i in self.indices)
         return self.coupling.canonical(tuple(drawn))
 

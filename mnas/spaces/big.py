@@ -35,8 +35,8 @@ def bignas(
     image: int = 224,
 ) -> SearchSpace:
     """A space like that of BigNAS (Yu et al., ECCV 2020, "BigNAS: Scaling Up Neural Architecture
-    Search with Big Single-Stage Models", section 4.1): `width{s}`, `depth{s}` and
-    `kernel{s}` of each stage, and the widths of the stem and of the last convolution, are decided.
+    Search with Big Single-Stage Models"): `width{s}`, `depth{s}` and `kernel{s}` of each stage, and
+    the widths of the stem and of the last convolution, are decided.
     A width is that of all blocks of its stage, of what is added to them, and of the next stage's
     input. All combinations are networks.
 

@@ -44,7 +44,7 @@ def inverted_residual(
     activation: Callable[[], nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
     """A depthwise convolution between two of 1x1 (Sandler et al., CVPR 2018, MobileNetV2, section
-    3.4); its input is added where that has the size of the output."""
+    3.3); its input is added where that has the size of the output."""
     kind = Residual if stride == 1 and inputs == outputs else nn.Sequential
     return kind(
         *conv_bn(inputs, hidden),

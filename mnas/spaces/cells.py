@@ -18,7 +18,7 @@ EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 def nas_bench_201(
     width: int = 16, cells: int = 5, classes: int = 10, image: int = 32
 ) -> SearchSpace:
-    """NAS-Bench-201 (Dong and Yang, ICLR 2020, section 2.1): a cell of four nodes, each the sum of
+    """NAS-Bench-201 (Dong and Yang, ICLR 2020): a cell of four nodes, each the sum of
     an operation on every earlier one. Decision `edge01` is that from node 0 to node 1.
 
     15,625 paths, each a network of its own; cells that compute the same (an edge of zeros, nodes in

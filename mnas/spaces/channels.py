@@ -21,8 +21,8 @@ def channel_macro_mobilenet(
     classes: int = 10,
     image: int = 32,
 ) -> SearchSpace:
-    """Channel-Bench-Macro with inverted residuals (Su et al., CVPR 2021, "BCNet: Searching for
-    Network Width with Bilaterally Coupled Network", section 4), 16,384 networks on CIFAR-10.
+    """Channel-Bench-Macro with inverted residuals (Su et al., TPAMI 2022, "Searching for Network
+    Width with Bilaterally Coupled Network"), 16,384 networks on CIFAR-10.
 
     A decision c0 ... c6 is a quarter to four of the largest width. Published names are its digits:
     `space.parse("-".join("1212344"))`, and back
@@ -44,7 +44,7 @@ def channel_macro_mobilenet(
             choice(nn.Linear, 6, out_features=classes),
         )
 
-    about = "Channel-Bench-Macro (Su et al., CVPR 2021): seven coupled widths of inverted residuals"
+    about = "Channel-Bench-Macro (Su et al., TPAMI 2022): seven widths, inverted residuals"
     shape = (3, image, image)
     return SearchSpace(build, name="channel_macro_mobilenet", input_shape=shape, about=about)
 
@@ -75,7 +75,7 @@ def channel_macro_resnet(
             choice(nn.Linear, 4, out_features=classes),
         )
 
-    about = "Channel-Bench-Macro (Su et al., CVPR 2021): seven coupled widths of residual blocks"
+    about = "Channel-Bench-Macro (Su et al., TPAMI 2022): seven widths, residual blocks"
     shape = (3, image, image)
     return SearchSpace(build, name="channel_macro_resnet", input_shape=shape, about=about)
 

@@ -27,7 +27,7 @@ def darts(
     classes: int = 10,
     image: int = 32,
 ) -> SearchSpace:
-    """DARTS (Liu et al., ICLR 2019, section 3.1 and appendix A.1) for CIFAR-10: a node adds up
+    """DARTS (Liu et al., ICLR 2019, sections 2.4, 3.1 and A.1) for CIFAR-10: a node adds up
     operations on two of the earlier nodes and of the outputs of the two cells before. One normal
     cell is in all its places, and one that halves the size in all of its.
 

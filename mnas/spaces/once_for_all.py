@@ -27,14 +27,14 @@ STAGES = (
 def ofa_mbv3(
     width: float = 1.0, kernel_matrices: bool = False, classes: int = 1000, image: int = 224
 ) -> SearchSpace:
-    """Once-for-all with MobileNetV3 (Cai et al., ICLR 2020, section 4.1): five stages of 2 to 4
-    blocks, each with a kernel of 3, 5 or 7 and an expansion of 3, 4 or 6.
+    """Once-for-all with MobileNetV3 (Cai et al., ICLR 2020, sections 3.2 and 4.1): five stages of
+    2 to 4 blocks, each with a kernel of 3, 5 or 7 and an expansion of 3, 4 or 6.
 
     Decisions are `depth0` ... `depth4`, and `k{s}{b}` and `e{s}{b}` of block b in stage s. Those of
     an absent block do not matter: 7371**5 = 2.176e19 networks.
 
     width: 1.0 or 1.2 as published, or smaller. kernel_matrices: small kernels are learned
-    transforms of the centres of large ones (section 3.2); an exported network has the results."""
+    transforms of the centres of large ones (section 3.3); an exported network has the results."""
 
     def build() -> nn.Module:
         inputs = divisible(16 * width)

@@ -20,9 +20,9 @@ def proxyless(
     classes: int = 1000,
     image: int = 224,
 ) -> SearchSpace:
-    """ProxylessNAS (Cai et al., ICLR 2019, section 4.2) with the widths of its network for mobile
-    phones: each block is an inverted residual of expansion 3 or 6 and kernel 3, 5 or 7, or is left
-    out, but for the first of a stage; 6**6 * 7**15 networks.
+    """ProxylessNAS (Cai et al., ICLR 2019) with the widths of its network for mobile phones: each
+    block is an inverted residual of expansion 3 or 6 and kernel 3, 5 or 7, or is left out, but for
+    the first of a stage; 6**6 * 7**15 networks.
 
     widths: of the stem, the first block, which is fixed, and the stages. repeats: blocks of a
     stage. last: before the logits."""

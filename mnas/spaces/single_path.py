@@ -22,8 +22,8 @@ def spos(
     image: int = 224,
 ) -> SearchSpace:
     """Single path one-shot (Guo et al., ECCV 2020, "Single Path One-Shot Neural Architecture Search
-    with Uniform Sampling", section 4 and table 1): each block has a kernel of 3, 5 or 7, or is an
-    xception of three 3x3; 4**20 networks.
+    with Uniform Sampling"): each block has a kernel of 3, 5 or 7, or is an xception of three 3x3;
+    4**20 networks.
 
     widths: of the stem and the four stages. repeats: blocks of a stage. last: before the logits."""
 
@@ -44,7 +44,7 @@ def spos(
 
 
 class Shuffle(nn.Module):
-    """A block of ShuffleNetV2 (Ma et al., ECCV 2018, section 4): every second channel goes through
+    """A block of ShuffleNetV2 (Ma et al., ECCV 2018, section 3): every second channel goes through
     the layers, the others pass by. At stride 2 all go both ways. kernel: None for an xception."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, kernel: int | None = None) -> None:

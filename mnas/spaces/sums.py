@@ -21,7 +21,7 @@ def bender(
     width: int = 16, blocks: int = 4, stages: int = 3, classes: int = 10, image: int = 32
 ) -> SearchSpace:
     """Like the space of Bender et al. (ICML 2018, "Understanding and Simplifying One-Shot
-    Architecture Search", section 3.2): each block is the sum of one or two of six operations.
+    Architecture Search"): each block is the sum of one or two of six operations.
     Decision `block3` is a set, named as "max3+sep5"; 21**12 networks with twelve blocks. What is
     not in the set has no weights in the network.
 

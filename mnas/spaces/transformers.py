@@ -28,10 +28,10 @@ def autoformer_tiny(
     classes: int = 1000,
     image: int = 224,
 ) -> SearchSpace:
-    """AutoFormer-T (Chen et al., ICCV 2021, section 3.3 and table 1), without relative positions:
-    `embed` is the width of all layers, `depth` their number, `heads{i}` and `ratio{i}` belong to
-    layer i. 3 * (6**12 + 6**13 + 6**14) = 2.808e11 networks with the three ratios given here; the
-    network of 192, 12, 3 and 4 is DeiT-Ti (Touvron et al., ICML 2021).
+    """AutoFormer-T (Chen et al., ICCV 2021), without relative positions: `embed` is the width of
+    all layers, `depth` their number, `heads{i}` and `ratio{i}` belong to layer i. The ratio 3 is
+    not in the authors' supernet; with it there are 3 * (6**12 + 6**13 + 6**14) = 2.808e11 networks,
+    of which that of 192, 12, 3 and 4 is DeiT-Ti (Touvron et al., ICML 2021).
 
     head: width of an attention head."""
 

@@ -28,8 +28,8 @@ class Spread(NamedTuple):
 
 def spread(runs: ArrayLike) -> Spread:
     """Two-way analysis of variance, networks x seeds (random effects; Searle, Casella & McCulloch
-    1992, "Variance Components", chapter 4). What a seed does to all networks alike changes no
-    ranking and is counted nowhere. Raises ValueError for a single seed or network."""
+    1992, "Variance Components"). What a seed does to all networks alike changes no ranking and is
+    counted nowhere. Raises ValueError for a single seed or network."""
     runs = np.asarray(runs, float)
     seeds, networks = runs.shape
     if min(runs.shape) < 2:
@@ -57,8 +57,8 @@ def disattenuated(runs: ArrayLike, others: ArrayLike) -> float:
 def runs_needed(gap: float, noise: float) -> int | None:
     """How many runs of each of two networks tell them apart with probability 0.8: Welch's test of
     independent runs, two-sided at 0.05, by the noncentral t distribution (Cohen 1988, "Statistical
-    Power Analysis", chapter 2). gap: of their true accuracies; noise: standard deviation over
-    seeds. None: more than 100,000."""
+    Power Analysis"). gap: of their true accuracies; noise: standard deviation over seeds. None:
+    more than 100,000."""
 
     def power(number: int) -> float:
         freedom, shift = 2 * number - 2, abs(gap) / noise * (number / 2) ** 0.5

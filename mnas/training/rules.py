@@ -92,7 +92,7 @@ class Report(NamedTuple):
 
 
 def single_path(step: Step) -> Report:
-    """One path of the sampler (Guo et al., ECCV 2020, section 3.2)."""
+    """One path of the sampler (Guo et al., ECCV 2020)."""
     path = next(step.sampler)
     (logits,) = step.logits([path])
     loss = step.loss(logits, step.labels)
@@ -125,7 +125,9 @@ def sandwich(step: Step, *, random_paths: int = 2) -> Report:
     losses; one step.
 
     Candidates are in no order of size: largest and smallest are the dearest and the cheapest
-    network (`mnas.networks.extremes`). A random path may be one of them."""
+    network (`mnas.networks.extremes`). A random path may be one of them. The rule alone: BigNAS
+    also regularises the largest network only, starts residual blocks at 0 and ends with a constant
+    learning rate."""
     ran = _sandwich(step, random_paths)
     ran.total.backward()
     return ran.report()
@@ -155,7 +157,8 @@ def _sandwich(step: Step, random_paths: int) -> _Sandwich:
 
 def distance(logits: Tensor, of_teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """The Kullback-Leibler divergence of the softmax of logits (B, classes) from that of the
-    teacher's, a mean over the batch in nats, both at a temperature."""
+    teacher's, a mean over the batch in nats, both at a temperature. Its gradient is that of the
+    cross-entropy with the teacher's softmax, which papers write."""
     return F.kl_div(
         F.log_softmax(logits / temperature, 1),
         F.log_softmax(of_teacher / temperature, 1),
@@ -186,7 +189,8 @@ def path_dropout(step: Step, *, drop: float = 0.5, ghost: int = 32) -> Report:
     """All candidates at once, their outputs summed, each dropped with some probability (Bender et
     al., ICML 2018, on training the one-shot model): of k values of a decision each with r^(1/k), so
     that all of them would go with probability r, which rises linearly from 0 to `drop`; then one
-    stays.
+    stays here. There the rate of a candidate itself rises linearly; here it is r^(1/k) all along,
+    which rises faster at first.
 
     What is dropped does not run, and is not trained. The batch runs in parts of `ghost` images at
     most, each with a draw and with BatchNorm statistics of its own; gradients add up to those of
@@ -238,11 +242,12 @@ def ranked(step: Step, *, random_paths: int = 2, rank_weight: float = 1.0) -> Re
     """A sandwich whose first two random paths are also to be in the order that their cost lets one
     expect: the dearer is to have the smaller loss on the labels. Where it has not, relu(L_dearer -
     L_cheaper) is added, whose gradient lowers the one and raises the other, times a weight that
-    rises linearly from 0 to `rank_weight` (Yu et al., CVPR 2021, "Landmark Regularization", with
-    known accuracies; the order by cost is that of solutions of the CVPR 2022 NAS competition, whose
-    code lets no gradient through the cheaper one's loss).
+    rises linearly from 0 to `rank_weight`. Costs are those of `extremes`; equal ones have no order.
 
-    The cost is that of `extremes`; equal ones have no order."""
+    The loss is that of Yu et al. (CVPR 2021, "Landmark Regularization"), beside other training:
+    there it orders some tens of fixed networks of known accuracies, and in the authors' code its
+    weight is constant or rises as a cosine. The order by cost is that of solutions of the CVPR 2022
+    NAS competition, whose code lets no gradient through the cheaper one's loss."""
     ran = _sandwich(step, random_paths)
     first, second = (
         (size(step.net.space, path), loss)

@@ -125,7 +125,7 @@ def test_nas_bench_201():
 
 
 def test_cells_of_nas_bench_201_that_compute_the_same():
-    """The paper counts 6,466 unique cells (section 2.1): a skip is the node it starts from, and
+    """The paper counts 6,466 unique cells: a skip is the node it starts from, and
     what is made of zeros is zero, a term of a sum like others. As sums of what arrives there are
     fewer, though a convolution of nothing is something: the shift of its BatchNorm."""
     edges = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))

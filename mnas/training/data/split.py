@@ -135,7 +135,7 @@ def mixed(labels: np.ndarray) -> np.ndarray:
 
 def resized(images: np.ndarray, side: int) -> np.ndarray:
     """Images (N, H, W, C) uint8 of side x side pixels, each the mean of the area that it covers
-    (the box filter of Chrabaszcz et al., 2017, "A Downsampled Variant of ImageNet", section 3);
+    (a box filter, one of those of Chrabaszcz et al., 2017, "A Downsampled Variant of ImageNet");
     what is not square is stretched."""
     if images.shape[1:3] == (side, side):
         return images
