@@ -90,7 +90,7 @@ def main(
         title=of.table.name,
         half=half,
         networks=len(of.numbers),
-        free=studied.free(of),
+        free=studied.free(of, added),
         trained=studied.trained(of),
         supernets=supernets,
         alone=alone,

@@ -4,7 +4,7 @@ is free and what trained networks give. Everything is made from rows that `mnas 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -19,8 +19,7 @@ from mnas.reference import Table
 from mnas.storage import strict_json
 from mnas.storage.files import Folder
 from mnas.storage.strict_json import FolderError
-from mnas.studies import compared, compute, ranking, scored, statistics
-from mnas.studies.baselines import baselines, depth
+from mnas.studies import baselines, compared, compute, ranking, scored, statistics
 from mnas.studies.ranking import Networks, Quality
 
 Array = NDArray[np.float64]
@@ -223,7 +222,7 @@ class Judged:
     @cached_property
     def everything(self) -> Networks:
         distinct = self.table.distinct
-        return Networks(distinct.accuracies, depth(distinct), distinct.macs)
+        return Networks(distinct.accuracies, baselines.depth(distinct), distinct.macs)
 
     @cached_property
     def networks(self) -> Networks:
@@ -262,9 +261,9 @@ def judged_on(
     return found
 
 
-def free(of: Judged) -> list[Row]:
-    """The ceiling, and what needs no training. tau_range, within_range: of the ceiling, the middle
-    95 % over networks drawn anew."""
+def free(of: Judged, prior: Mapping[str, float] | None = None) -> list[Row]:
+    """The ceiling, and what needs no training, weighted too. tau_range, within_range: of
+    the ceiling, the middle 95 % over networks drawn anew."""
     ceiling = {"score": "one training (ceiling)", **of.networks.ceiling()._asdict()}
     random, drawn = np.random.default_rng(ranking.HALVES_SEED), []
     for _ in range(DRAWS):
@@ -274,7 +273,10 @@ def free(of: Judged) -> list[Row]:
     for metric in ("tau", "within"):
         ceiling[f"{metric}_range"] = ends[:, METRICS.index(metric)].tolist()
     rows = [ceiling]
-    for name, values in baselines(of.table.distinct).items():
+    scores = baselines.baselines(of.table.distinct)
+    if prior:
+        scores[baselines.said(prior)] = baselines.weighted(of.table.distinct, prior, of.numbers)
+    for name, values in scores.items():
         rows.append({"score": name, **of.networks.quality(values[of.numbers])._asdict()})
     return [{**row, "worth": list(of.curves["tau"].worth(row["tau"]))} for row in rows]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnas.studies.baselines import baselines
+from mnas.studies import baselines
 from mnas.studies.rankings import Ranking, Recipe
 
 Array = NDArray[np.float64]
@@ -53,7 +53,7 @@ class WithPrior(Ranking):
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        return {**self._of.recipe, "prior": said(self.prior)}
+        return {**self._of.recipe, "prior": baselines.said(self.prior)}
 
     @cached_property
     def scores(self) -> dict[str, Array]:
@@ -72,37 +72,21 @@ class WithPrior(Ranking):
         return self.of
 
     def _added(self, values: Array, sign: float) -> Array:
-        scored = np.where(np.isnan(values), np.nan, 0.0)
-        free = baselines(self._of.table.distinct)
-        added = [
-            sign * weight * _mean([free[name] + scored]) for name, weight in self.prior.items()
-        ]
-        return _mean([values]) + np.sum(added, axis=0)
+        scored = ~np.isnan(values)
+        free = baselines.weighted(self._of.table.distinct, self.prior, scored)
+        return _mean([values]) + sign * free
 
 
 def with_prior(recipe: Recipe, prior: Mapping[str, float]) -> Recipe:
     """The recipe once more, each score with the weighted sum of what is free added.
 
-    Raises ValueError for a name that `baselines` does not have for the space."""
-    known = baselines(recipe.seeds[0].table.distinct)
-    for name in prior:
-        if name not in known:
-            raise ValueError(
-                f"{name} is no score without a run of {recipe.seeds[0].table.name}; expected "
-                f"{', '.join(known)}"
-            )
+    Raises ValueError for what the space does not have."""
+    baselines.check(recipe.seeds[0].table.distinct, prior)
     seeds: list[Ranking] = [
         WithPrior(one.path, one.settings, one.training, one.rows, one.scoring, None, one, prior)
         for one in recipe.seeds
     ]
-    return Recipe(f"{recipe.name}, prior {said(prior)}", seeds)
-
-
-def said(prior: Mapping[str, float]) -> str:
-    """As 0.25 depth - 0.5 ReLUs."""
-    (first, weight), *more = prior.items()
-    rest = (f" {'-' if weight < 0 else '+'} {abs(weight):g} {name}" for name, weight in more)
-    return f"{weight:g} {first}" + "".join(rest)
+    return Recipe(f"{recipe.name}, prior {baselines.said(prior)}", seeds)
 
 
 def as_one(recipes: Sequence[Recipe], paths: Collection[Path]) -> Recipe:

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from statistics import fmean
 
+import numpy as np
 import pytest
 from test_rankings import TABLE, space, write  # noqa: F401
 
@@ -115,6 +116,16 @@ def test_a_prior_is_added_in_deviations_of_the_networks_that_are_scored(recipes,
         assert after.predicted == pytest.approx(
             [a - 0.25 * b + 0.5 * c for a, b, c in zip(own, depth, relus, strict=True)]
         )
+
+
+def test_a_prior_by_itself_stands_among_what_is_free(recipes):
+    of = rankings.judged(recipes[0].seeds, "choosing", draws=2)
+    *_, row = rankings.free(of, {"depth": 1, "ReLUs": 2})
+    assert row["score"] == "1 depth + 2 ReLUs"
+    free = baselines(TABLE.distinct)
+    depth, relus = (standard(free[name][of.numbers]) for name in ("depth", "ReLUs"))
+    scores = np.array([a + 2 * b for a, b in zip(depth, relus, strict=True)])
+    assert row["tau"] == pytest.approx(of.networks.quality(scores).tau)
 
 
 def test_a_prior_costs_nothing_and_is_named_and_paired(recipes, one):
