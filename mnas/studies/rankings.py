@@ -275,7 +275,9 @@ def free(of: Judged, prior: Mapping[str, float] | None = None) -> list[Row]:
     rows = [ceiling]
     scores = baselines.baselines(of.table.distinct)
     if prior:
-        scores[baselines.said(prior)] = baselines.weighted(of.table.distinct, prior, of.numbers)
+        scores[f"prior {baselines.said(prior)}"] = baselines.weighted(
+            of.table.distinct, prior, of.numbers
+        )
     for name, values in scores.items():
         rows.append({"score": name, **of.networks.quality(values[of.numbers])._asdict()})
     return [{**row, "worth": list(of.curves["tau"].worth(row["tau"]))} for row in rows]

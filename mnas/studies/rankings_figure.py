@@ -17,6 +17,7 @@ from mnas.studies.rankings_page import Found, Row, best, message
 
 PANELS = (("tau", "Kendall's tau, all networks"), ("within", "Kendall's tau within equal depth"))
 EPOCHS = re.compile(r", ([\d.e+-]+) epochs")  # in the name of a recipe
+PRIOR = re.compile(r", prior .*")  # the same in all names that have one
 FILLED, OPEN = "partly smoothed loss", "loss"  # scores of supernets that are drawn
 LETTERS = 9.5  # points
 WRAP = 30  # letters
@@ -69,7 +70,7 @@ def points(found: Found, metric: str) -> list[Point]:
         if row["total"] is not None and not row["trained"]:
             recipes.setdefault(row["recipe"], {})[row["score"]] = row
     used: list[float] = []
-    families = {name: EPOCHS.sub("", name) for name in recipes}
+    families = {name: PRIOR.sub(" + prior", EPOCHS.sub("", name)) for name in recipes}
     of = list(dict.fromkeys(families.values()))
     for name, scores in recipes.items():
         family = families[name]
@@ -82,7 +83,15 @@ def points(found: Found, metric: str) -> list[Point]:
         colour = COLOURS[of.index(family) % len(COLOURS)]
         short = EPOCHS.search(name)[1] if several else ""
         made.append(
-            Point(family if several else name, short, cost, row[metric], colour, "o", plain)
+            Point(
+                family if several else PRIOR.sub(" + prior", name),
+                short,
+                cost,
+                row[metric],
+                colour,
+                "o",
+                plain,
+            )
         )
     return made
 

@@ -258,4 +258,4 @@ def message(found: Found) -> str:
     networks = row["worth"][0]
     worth = f"{networks:.0f} trained networks" if np.isfinite(networks) else "any linear model"
     seeds = "" if len(row["seeds"]) > 1 else " (one seed)"
-    return f"A supernet for {row['total']:.2g} of a full training ranks as well as {worth}{seeds}."
+    return f"Supernets for {row['total']:.2g} of a full training rank as well as {worth}{seeds}."

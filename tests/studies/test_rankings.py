@@ -236,16 +236,19 @@ def test_what_is_wrong_is_named(tmp_path, space, folders):
 @pytest.mark.slow
 def test_the_command_writes_the_same_tables_rows_and_figure_twice(folders, tmp_path, capsys):
     given = list(map(str, folders))
+    more = ["--together", *given, "--prior", "depth=0.2"]
     for name in ("one", "two"):
         rank.app(
-            ["compare", *given, "--out", str(tmp_path / name), "--together", *given],
+            ["compare", *given, "--out", str(tmp_path / name), *more],
             exit_on_error=False,
             print_error=False,
             result_action="return_value",
         )
     text = (tmp_path / "one" / "README.md").read_text()
     assert capsys.readouterr().out == 2 * text
-    assert "of a full training ranks as well as" in text
+    assert "of a full training rank as well as" in text
+    assert "| prior 0.2 depth " in text
+    assert "| fair, 15 epochs + 6 epochs, 16 px, prior 0.2 depth " in text
     assert "| fair, 15 epochs + 6 epochs, 16 px " in text  # together, and each by itself
     assert "| fair, 6 epochs, 16 px " in text
     files = sorted(file.name for file in (tmp_path / "one").iterdir())

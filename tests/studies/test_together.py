@@ -121,7 +121,7 @@ def test_a_prior_is_added_in_deviations_of_the_networks_that_are_scored(recipes,
 def test_a_prior_by_itself_stands_among_what_is_free(recipes):
     of = rankings.judged(recipes[0].seeds, "choosing", draws=2)
     *_, row = rankings.free(of, {"depth": 1, "ReLUs": 2})
-    assert row["score"] == "1 depth + 2 ReLUs"
+    assert row["score"] == "prior 1 depth + 2 ReLUs"
     free = baselines(TABLE.distinct)
     depth, relus = (standard(free[name][of.numbers]) for name in ("depth", "ReLUs"))
     scores = np.array([a + 2 * b for a, b in zip(depth, relus, strict=True)])
