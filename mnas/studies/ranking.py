@@ -259,15 +259,22 @@ def exchange(
 
     paths, runs, strata: of all networks. fitted: the networks to draw from; judged: those that tau
     is of, against the mean of all trainings. within: tau at equal strata. A draw is of networks and
-    of the training whose accuracies are used."""
+    of the training whose accuracies are used. Where some networks are both, a draw fits half of
+    those it may at most, and judges the others."""
     design, random = one_hot(paths), np.random.default_rng(seed)
-    truth, strata = runs[judged].mean(1), np.asarray(strata)[judged]
-    sizes = np.array([size for size in (*SIZES, len(fitted)) if size <= len(fitted)])
+    truth, strata = runs.mean(1), np.asarray(strata)
+    most = len(fitted) // 2 if np.isin(fitted, judged).any() else len(fitted)
+    sizes = np.array([size for size in SIZES if size < most] + [most])
     taus = np.empty((draws, len(sizes)))
     for draw in range(draws):
         order, run = random.permutation(fitted), random.integers(runs.shape[1])
+        rest = judged[~np.isin(judged, order[:most])]
         for number, size in enumerate(sizes):
             some = order[:size]
-            scores = linear(design, some, runs[some, run])[judged]
-            taus[draw, number] = tau_within(scores, truth, strata) if within else tau(scores, truth)
+            scores = linear(design, some, runs[some, run])[rest]
+            taus[draw, number] = (
+                tau_within(scores, truth[rest], strata[rest])
+                if within
+                else tau(scores, truth[rest])
+            )
     return Exchange(sizes, taus)

@@ -244,8 +244,7 @@ def judged_on(
     fitted: NDArray[np.int64],
     draws: int = 200,
 ) -> Judged:
-    """Distinct networks by their numbers, with the curves of linear models that are fitted to
-    others."""
+    """Distinct networks by number, with the curves of linear models fitted to others."""
     found = Judged(table, half, numbers, fitted)
     every = found.everything
     for metric in ("tau", "within"):
@@ -309,7 +308,8 @@ def with_trained(
         some = random.choice(of.fitted, number, replace=False)
         errors = np.log(100 - runs[some, random.integers(runs.shape[1])])
         scores = -ranking.ridge(design, some, errors, penalty, free=prior)
-        found.append(of.networks.quality(scores[of.numbers]))
+        rest = ~np.isin(of.numbers, some)  # what was trained is not judged
+        found.append(of.networks[rest].quality(scores[of.numbers[rest]]))
     return Quality(*np.mean(found, 0).tolist())
 
 

@@ -152,6 +152,24 @@ def test_the_exchange_rate_of_the_table():
     assert curve.worth(0.89) == (np.inf, np.inf, np.inf)
 
 
+def test_a_linear_model_is_not_judged_on_networks_that_it_was_fitted_to():
+    """Accuracies that no candidate explains: what was seen ranks better than by chance."""
+    random = np.random.default_rng(3)
+    runs, every = random.uniform(80, 90, (400, 3)), np.arange(400)
+    paths, strata = random.integers(3, size=(400, 40)), np.zeros(400, int)
+    curve = ranking.exchange(paths, runs, strata, every, every, draws=30)
+    assert curve.sizes.tolist() == [size for size in ranking.SIZES if size <= 200]
+    spread = curve.taus.std(0) / np.sqrt(30)
+    assert (np.abs(curve.taus.mean(0)) < 4 * spread).all()
+    some = ranking.exchange(paths, runs, strata, every[:300], every[250:], draws=2)
+    draws = np.random.default_rng(ranking.HALVES_SEED)
+    order, run = draws.permutation(every[:300]), draws.integers(3)
+    assert some.sizes[-1] == 150  # half of what may be fitted; the others are judged
+    rest = [n for n in range(250, 400) if n not in order[:150]]
+    scores = ranking.linear(ranking.one_hot(paths), order[:20], runs[order[:20], run])
+    assert some.taus[0, 1] == pytest.approx(ranking.tau(scores[rest], runs[rest].mean(1)))
+
+
 def test_relus_are_those_that_run():
     """Counted by hooks on networks, at the size that the table is of."""
     space = mnas.spaces.get("nb_macro")

@@ -175,6 +175,21 @@ def test_a_supernet_with_trained_networks_is_a_penalised_least_squares(found):
     assert rankings.with_trained(one, of, 30, 1, penalty) == pytest.approx(expected)
 
 
+def test_a_supernet_with_trained_networks_is_not_judged_on_these(folders):
+    read = [rankings.read(folders[0])]
+    of = rankings.judged(read, "both", draws=2)
+    random = np.random.default_rng(ranking.HALVES_SEED)
+    some = random.choice(of.fitted, 2000, replace=False)
+    y = np.log(100 - TABLE.distinct.accuracies[some, random.integers(3)])
+    design = ranking.one_hot(TABLE.distinct.paths)
+    scores = -ranking.ridge(design, some, y, rankings.PRIOR, free=read[0].predicted)
+    rest = [number for number in of.numbers if number not in some]
+    assert 100 < len(rest) < len(of.numbers) - 100
+    kept = [list(of.numbers).index(number) for number in rest]
+    expected = of.networks[kept].quality(scores[rest])
+    assert rankings.with_trained(read[0], of, 2000, 1) == pytest.approx(expected)
+
+
 def test_the_smoothed_loss_is_known_of_networks_that_were_not_scored(found):
     one = found[0][0].seeds[0]
     assert np.isfinite(one.predicted).all()
