@@ -196,10 +196,11 @@ def ridge(
 ) -> Array:
     """Least squares of y (rows,) on rows of a design (networks, columns), with a penalty on the
     squares of all coefficients but the constant; the values of all networks. free (networks,): a
-    further column without a penalty."""
+    further column without a penalty, which is left out where it is the same everywhere."""
     weight = np.full(design.shape[1], penalty)
     weight[0] = 0
-    if free is not None:
+    # Beside the constant a second one has no solution, and one up to rounding a wild one.
+    if free is not None and np.ptp(free) > 1e-9 * np.abs(free).max():
         design, weight = np.column_stack([design, free]), np.append(weight, 0)
     x = design[rows]
     return design @ np.linalg.solve(x.T @ x + np.diag(weight), x.T @ np.asarray(y, float))

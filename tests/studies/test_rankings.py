@@ -175,6 +175,24 @@ def test_a_supernet_with_trained_networks_is_a_penalised_least_squares(found):
     assert rankings.with_trained(one, of, 30, 1, penalty) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("loss", [1.0, 2.3])
+def test_a_supernet_that_ranks_nothing_adds_nothing_to_trained_networks(space, tmp_path, loss):
+    """All losses are equal, so that the logarithm is 0, or a constant up to rounding."""
+    read = rankings.read(write(tmp_path / "one", space, 0, noise=0.1))
+    for row in read.rows:
+        row["val_loss"] = loss
+    of = rankings.judged([read], "choosing", draws=2)
+    found = rankings.with_trained(read, of, 50, draws=4)
+    random, taus = np.random.default_rng(ranking.HALVES_SEED), []
+    for _ in range(4):
+        some = random.choice(of.fitted, 50, replace=False)
+        errors = np.log(100 - of.everything.runs[some, random.integers(3)])
+        design = ranking.one_hot(of.table.distinct.paths)
+        scores = -ranking.ridge(design, some, errors, rankings.PRIOR)
+        taus.append(ranking.tau(scores[of.numbers], of.networks.truth))
+    assert found.tau == pytest.approx(np.mean(taus))
+
+
 def test_the_smoothed_loss_is_known_of_networks_that_were_not_scored(found):
     one = found[0][0].seeds[0]
     assert np.isfinite(one.predicted).all()
