@@ -90,5 +90,6 @@ def _mean(values: Sequence[Array]) -> Array:
     stacked = np.array(values)  # (parts, distinct)
     of = stacked[:, ~np.isnan(stacked).any(0)]
     deviation = of.std(1, keepdims=True)
-    deviation[deviation == 0] = 1  # one that ranks nothing
+    # One that ranks nothing, whose differences are those of rounding.
+    deviation[deviation <= 1e-9 * np.abs(of).max(1, keepdims=True, initial=0)] = 1
     return ((stacked - of.mean(1, keepdims=True)) / deviation).mean(0)
