@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -46,6 +46,19 @@ WRITE_EVERY = 2.0  # seconds
 Path_ = tuple[int, ...]
 Values = dict[str, float]
 NotNegative = Annotated[float, Meta(ge=0)]
+
+
+class Settings(Struct):
+    """What readers of a folder need of its settings.json, which has more."""
+
+    space: str
+    score: Literal["synflow", "zico", "az_nas", "short"]
+    networks: Annotated[int, Meta(ge=1)]
+    start_seed: int
+    resolution: Annotated[int, Meta(ge=1, le=4096)] | None
+    some: Annotated[int, Meta(ge=1)] | None
+    seed: Annotated[int, Meta(ge=0)] | None
+    epochs: float = 0.25
 
 
 class Row(Struct, forbid_unknown_fields=True):

@@ -90,13 +90,15 @@ def read(path: Path) -> Ranking:
     published accuracies."""
     folder = Folder(path, scored.FORMAT)
 
-    def of(name: str) -> dict[str, Any]:
-        return strict_json.parse(folder.read(name), dict, path / name)
+    def of(name: str, kind: type) -> dict[str, Any]:
+        found = strict_json.parse(folder.read(name), dict, path / name)
+        strict_json.checked(found, kind, path / name)
+        return found
 
     def lines(name: str, kind: type) -> list[Row]:
         return strict_json.parse_lines(folder.read(name), kind, path / name)
 
-    settings = of("settings.json")
+    settings = of("settings.json", scored.Settings)
     if settings["space"] not in reference.TABLES:
         raise FolderError(
             f"{path} is a ranking of space {settings['space']}; expected one with published "
@@ -114,7 +116,8 @@ def read(path: Path) -> Ranking:
             "goes on"
         )
     correct = scored.read_correct(folder, len(rows))
-    return Ranking(path, settings, of("supernet.json"), rows, scored.summed(chunks), correct)
+    training = of("supernet.json", compute.Training)
+    return Ranking(path, settings, training, rows, scored.summed(chunks), correct)
 
 
 @dataclass(frozen=True)
