@@ -12,7 +12,6 @@ from mnas.storage.files import Folder
 from mnas.storage.strict_json import FolderError
 from mnas.studies import alone, alone_rankings, rankings, scored
 
-
 WRONG = ("x", "", -1, 0, 2.5, 1e300, 10**30, None, True, [], [1], {})
 
 
