@@ -73,7 +73,8 @@ Welch's 95 % interval over seeds, with networks held fixed.
 Pairs that differ in one setting, seed by seed: first minus second, with Student's 95 % interval
 over the differences of seeds (networks and images held fixed); behind it 1.96 standard deviations
 over networks drawn anew (seeds and images held fixed). Bold: the interval over seeds leaves out 0;
-of one seed, that over networks. Of regret, less is better.
+of one seed of the same supernet, that over networks; one seed trained apart twice is never bold. Of
+regret, less is better.
 
 {_paired(found)}
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import mnas
 from mnas import reference
-from mnas.studies import baselines, ranking
+from mnas.studies import baselines, compared, ranking
 
 TABLE = reference.get("nb_macro").distinct
 NETWORKS = ranking.Networks(TABLE.accuracies, baselines.depth(TABLE), TABLE.macs)
@@ -127,6 +127,14 @@ def test_halves_are_two_fixed_halves():
     assert (len(choosing), len(reporting)) == (1984, 1985)
     assert (choosing[:5].tolist(), reporting[:5].tolist()) == ([0, 3, 5, 7, 12], [1, 2, 4, 6, 8])
     assert abs(NETWORKS[choosing].truth.mean() - NETWORKS[reporting].truth.mean()) < 0.2
+
+
+def test_what_is_worth_fewer_than_the_fewest_networks_is_said_so():
+    shown = compared.networks_shown
+    assert shown([18, 18, 18]) == "≤ 18 [≤ 18, ≤ 18]"
+    assert shown([24.2, 18, 44]) == "24 [≤ 18, 44]"
+    assert shown([894.4, 96, np.inf]) == "894 [96, inf]"
+    assert shown([np.inf, 900, np.inf]) == "more than any"
 
 
 def test_what_a_tau_is_worth_between_sizes_and_over_draws():
