@@ -256,7 +256,8 @@ def message(found: Found) -> str:
     row = best(found)
     if row is None:
         return "What a supernet costs here is unknown."
-    networks = row["worth"][0]
-    worth = f"{networks:.0f} trained networks" if np.isfinite(networks) else "any linear model"
+    worth = "better than any linear model of trained networks"
+    if np.isfinite(row["worth"][0]):
+        worth = f"as well as a linear model of {networks_shown(row['worth'])} trained networks"
     seeds = "" if len(row["seeds"]) > 1 else " (one seed)"
-    return f"A supernet for {row['total']:.2g} of a full training ranks as well as {worth}{seeds}."
+    return f"A supernet for {row['total']:.2g} of a full training ranks {worth}{seeds}."

@@ -263,7 +263,7 @@ def test_the_command_writes_the_same_tables_rows_and_figure_twice(folders, tmp_p
         )
     text = (tmp_path / "one" / "README.md").read_text()
     assert capsys.readouterr().out == 2 * text
-    assert "of a full training ranks as well as" in text
+    assert "of a full training ranks better than any linear model" in text
     assert "| fair, 15 epochs + 6 epochs, 16 px " in text  # together, and each by itself
     assert "| fair, 6 epochs, 16 px " in text
     files = sorted(file.name for file in (tmp_path / "one").iterdir())
@@ -353,4 +353,38 @@ def test_the_message_says_where_the_best_is_one_seed():
     for seeds, more in (([0], " (one seed)"), ([0, 1], "")):
         rows = [{**best, "seeds": seeds, "worth": [208.0, 66.0, 630.0]}]
         made = rankings_page.Found("t", "choosing", 9, [], [], rows, [], [], [], [])
-        assert rankings_page.message(made).endswith(f"as 208 trained networks{more}.")
+        said = rankings_page.message(made)
+        assert said.endswith(f"as a linear model of 208 [66, 630] trained networks{more}.")
+
+
+def test_the_map_is_of_the_typical_recipe_not_of_one_that_did_not_train():
+    rows = [
+        {"recipe": str(n), "position": position, "candidate": 0, "overrated": [gap, 0, 1]}
+        for n, gaps in enumerate(((0.1, 0.0), (0.1, 0.05), (-0.9, 0.9)))
+        for position, gap in enumerate(gaps)
+    ]
+    made = rankings_page.Found("t", "choosing", 9, [], [], [], [], [], rows, ["identity"])
+    assert rankings_figure.effects_message(made).startswith(
+        "Supernets overrate identity at position 1 most, by 0.10 standard deviations (median of"
+    )
+
+
+def test_trained_networks_beside_a_supernet_have_its_colour(found):
+    recipes, of = found
+    rows = rankings.qualities(recipes, of, labels=(20,))
+    for number, row in enumerate(row for row in rows if not row["trained"]):
+        row["tau"] = [0.75 - 0.01 * number, np.nan, np.nan]
+        row["worth"] = list(of.curves["tau"].worth(row["tau"][0]))
+    made = rankings_page.Found(
+        *("nb_macro", "choosing", 9, rankings.free(of), rankings.trained(of), rows),
+        *([], [], [], ["identity"]),
+    )
+    best = rankings_page.best(made)
+    points = {point.cost: point for point in rankings_figure.points(made, "tau")}
+    assert rankings_figure._trained(made, "tau").colour == points[best["total"]].colour
+    line = rankings_figure._worth(made)
+    assert line.y[0] == line.y[-1] == best["tau"][0]
+    curve = {row["cost"]: row["tau"][0] for row in made.trained}
+    assert np.interp(np.log(line.x[-1]), np.log(list(curve)), list(curve.values())) == (
+        pytest.approx(best["tau"][0], abs=0.003)
+    )
