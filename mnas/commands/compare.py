@@ -8,6 +8,9 @@ figures tau.png and effects.png, and the rows of all. Nothing is trained or scor
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
@@ -41,6 +44,7 @@ def main(
         ),
     ] = (),
 ) -> None:
+    given = rankings
     rankings += tuple(path for path in together if path not in rankings)
     if not rankings:
         raise Failure("no ranking is given; expected folders of mnas rank", status=2)
@@ -86,6 +90,7 @@ def main(
         intervals=uncertainty.intervals(recipes, of, supernets, drawn),
         paired=uncertainty.paired(recipes, supernets, drawn),
         candidates=[str(value) for value in space.choices[-1]],
+        command=_command(given, half, together),
     )
     with writing(out):
         for name in TABLES:
@@ -95,3 +100,10 @@ def main(
         text = rankings_page.page(found)
         write_atomically(out / "README.md", text)
     print(text, end="")
+
+
+def _command(given: Sequence[Path], half: str, together: Sequence[Path]) -> str:
+    """What makes the page again, wherever."""
+    more = ["--together", *map(str, together)] if together else []
+    words = ["mnas", "rank", "compare", *map(str, given), "--half", half, *more, "--out", "DIR"]
+    return shlex.join(words)

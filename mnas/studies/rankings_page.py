@@ -36,6 +36,7 @@ class Found:
     candidates: Sequence[str]
     intervals: Sequence[Row] = ()
     paired: Sequence[Row] = ()
+    command: str = "mnas rank compare"
 
 
 def page(found: Found) -> str:
@@ -43,7 +44,8 @@ def page(found: Found) -> str:
     return f"""# {found.title}: rankings beside each other
 {found.networks:,} distinct networks (half: {found.half}), those that all rankings have scored.
 {message(found)} Numbers are means over seeds with Student's 95 % interval; costs are in full
-trainings (50 epochs of the largest network; docs/ranking.md). Made by `mnas rank compare`.
+trainings (50 epochs of the largest network; docs/ranking.md). Made by
+`{found.command}`.
 
 ![tau against compute](tau.png)
 

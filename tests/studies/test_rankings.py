@@ -264,6 +264,8 @@ def test_the_command_writes_the_same_tables_rows_and_figure_twice(folders, tmp_p
     text = (tmp_path / "one" / "README.md").read_text()
     assert capsys.readouterr().out == 2 * text
     assert "of a full training ranks better than any linear model" in text
+    again = " ".join([*given, "--half", "choosing", "--together", *given, "--out", "DIR"])
+    assert f"`mnas rank compare {again}`" in text
     assert "| fair, 15 epochs + 6 epochs, 16 px " in text  # together, and each by itself
     assert "| fair, 6 epochs, 16 px " in text
     files = sorted(file.name for file in (tmp_path / "one").iterdir())
