@@ -260,15 +260,19 @@ def exchange(
 
     paths, runs, strata: of all networks. fitted: the networks to draw from; judged: those that tau
     is of, against the mean of all trainings. within: tau at equal strata. A draw is of networks and
-    of the training whose accuracies are used."""
+    of the training whose accuracies are used. Where networks are in both, at most half of fitted
+    are drawn, and tau is of those that were not."""
     design, random = one_hot(paths), np.random.default_rng(seed)
-    truth, strata = runs[judged].mean(1), np.asarray(strata)[judged]
-    sizes = np.array([size for size in (*SIZES, len(fitted)) if size <= len(fitted)])
+    truth, strata = runs.mean(1), np.asarray(strata)
+    shared = np.isin(judged, fitted).any()
+    most = len(fitted) // 2 if shared else len(fitted)
+    sizes = np.array(sorted({size for size in (*SIZES, most) if size <= most}))
     taus = np.empty((draws, len(sizes)))
     for draw in range(draws):
         order, run = random.permutation(fitted), random.integers(runs.shape[1])
         for number, size in enumerate(sizes):
             some = order[:size]
-            scores = linear(design, some, runs[some, run])[judged]
-            taus[draw, number] = tau_within(scores, truth, strata) if within else tau(scores, truth)
+            on = judged[~np.isin(judged, some)] if shared else judged
+            of = linear(design, some, runs[some, run])[on], truth[on]
+            taus[draw, number] = tau_within(*of, strata[on]) if within else tau(*of)
     return Exchange(sizes, taus)

@@ -308,7 +308,8 @@ def with_trained(
         some = random.choice(of.fitted, number, replace=False)
         errors = np.log(100 - runs[some, random.integers(runs.shape[1])])
         scores = -ranking.ridge(design, some, errors, penalty, free=prior)
-        found.append(of.networks.quality(scores[of.numbers]))
+        on = of.numbers[~np.isin(of.numbers, some)]  # of --half both, not those it was fitted to
+        found.append(of.everything[on].quality(scores[on]))
     return Quality(*np.mean(found, 0).tolist())
 
 

@@ -146,6 +146,22 @@ def test_what_a_tau_is_worth_between_sizes_and_over_draws():
     assert curve.worth(0.95) == (np.inf, np.inf, np.inf)
 
 
+@pytest.mark.parametrize("within", [False, True])
+def test_a_linear_model_is_not_judged_on_networks_that_it_was_fitted_to(within):
+    some = np.arange(0, 3969, 40)  # 100 networks, to fit to and to judge
+    given = TABLE.paths, NETWORKS.runs, NETWORKS.strata, some, some
+    curve = ranking.exchange(*given, within=within, draws=3, seed=1)
+    assert curve.sizes.tolist() == [18, 20, 25, 30, 40, 50]
+    random, design = np.random.default_rng(1), ranking.one_hot(TABLE.paths)
+    for taus in curve.taus:
+        order, run = random.permutation(some), random.integers(3)
+        for size, found in zip(curve.sizes, taus, strict=True):
+            drawn, rest = order[:size], sorted(order[size:])
+            scores = ranking.linear(design, drawn, NETWORKS.runs[drawn, run])[rest]
+            strata = NETWORKS.strata[rest] if within else np.zeros(len(rest))
+            assert found == ranking.tau_within(scores, NETWORKS.truth[rest], strata)
+
+
 def test_the_exchange_rate_of_the_table():
     """Others found about .70 at 20 networks, .81 at 50, .845 at 100, .85 at 200 in single draws
     and choices of a penalty."""
