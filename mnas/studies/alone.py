@@ -58,7 +58,12 @@ class Settings(Struct):
     resolution: Annotated[int, Meta(ge=1, le=4096)] | None
     some: Annotated[int, Meta(ge=1)] | None
     seed: Annotated[int, Meta(ge=0)] | None
-    epochs: float = 0.25
+
+
+class ShortSettings(Settings):
+    """Of short trainings."""
+
+    epochs: float
 
 
 class Row(Struct, forbid_unknown_fields=True):
@@ -257,7 +262,7 @@ def of_paths(
     where = [table.rows[path] for path in paths]
     found = {name: np.full(len(table), np.nan) for name in columns}
     for column, values in columns.items():
-        found[column][where] = np.clip(values, -1e300, 1e300)
+        found[column][where] = np.clip(values, -1e100, 1e100)  # can be multiplied, to be rounded
     return found
 
 

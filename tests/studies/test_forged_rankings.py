@@ -42,7 +42,7 @@ def made(tmp_path_factory, space):  # noqa: F811
     folder = tmp_path_factory.mktemp("forged")
     return {
         scored.FORMAT: write(folder / "supernet", space, 0, noise=0.1, networks=120),
-        alone.FORMAT: write_alone(folder / "alone", "zico", 0, epochs=0.25),
+        alone.FORMAT: write_alone(folder / "alone", "short", 0, epochs=0.25),
     }
 
 
