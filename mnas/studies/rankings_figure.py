@@ -38,17 +38,20 @@ class Point(NamedTuple):
 
 
 def draw(found: Found, file: Path) -> None:
-    """tau, and tau within depth, against compute, below each other."""
-    with figure(file, 2, 11, 5.6, message(found), in_row=1) as axes:
+    """tau, and tau within depth, against compute, below each other. Where all networks have one
+    depth, the two are the same, and one is drawn."""
+    ceiling = found.free[0]
+    panels = PANELS[: 1 if ceiling["within"] == ceiling["tau"] else 2]
+    with figure(file, len(panels), 11, 5.6, message(found), in_row=1) as axes:
         axes[0].set_title(
             f"{found.title}, {found.networks:,} networks, half: {found.half}; bars: 95 % over "
             f"seeds. Supernets: {FILLED} (filled) and {OPEN} (open); numbers: epochs",
             fontsize=10.5,
         )
-        axes[1].set_xlabel("compute, in full trainings of the largest network")
-        for ax, (_, label) in zip(axes, PANELS, strict=True):
+        axes[-1].set_xlabel("compute, in full trainings of the largest network")
+        for ax, (_, label) in zip(axes, panels, strict=True):
             ax.set_ylabel(label)
-        drawn = [_panel(ax, found, metric) for ax, (metric, _) in zip(axes, PANELS, strict=True)]
+        drawn = [_panel(ax, found, metric) for ax, (metric, _) in zip(axes, panels, strict=True)]
         axes[0].figure.canvas.draw()  # the layout decides where the points are
         for ax, what in zip(axes, drawn, strict=True):
             _names(ax, *what)
@@ -114,13 +117,14 @@ def _panel(ax: Any, found: Found, metric: str) -> tuple[Sequence[Point], Sequenc
     lowest = [p.value[0] if p.open is None else p.open for p in made if p.cost]
     lowest += [row[metric][0] for row in found.trained[2:]]
     floor = max(min(lowest) - 0.06, high - SPAN)
-    top = max(high, *(p.value[0] for p in made)) + 0.03
+    series = [_series(found, metric), _trained(found, metric)]
+    curves = [line for line in series if line]
+    top = max(high, *(p.value[0] for p in made), *(y for line in curves for y in line.y)) + 0.03
     below = [f"{p.name} {p.value[0]:.2f}" for p in made if p.value[0] < floor]
     text = textwrap.fill("below: " + ", ".join(below), 60) if below else ""
     ax.text(0.01, 0.012, text, fontsize=LETTERS, va="bottom", transform=ax.transAxes)
     room = 0.04 * len(text.splitlines()) * (top - floor)  # a line's share of the panel's height
     ax.set_ylim(floor - room, top)
-    series = [_series(found, metric), _trained(found, metric)]
     series.append(_worth(found) if metric == "tau" else None)
     for line, style in zip(series, ("-", "--", ":"), strict=True):
         if line is None:

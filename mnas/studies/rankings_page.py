@@ -262,4 +262,5 @@ def message(found: Found) -> str:
     if np.isfinite(row["worth"][0]):
         worth = f"as well as a linear model of {networks_shown(row['worth'])} trained networks"
     seeds = "" if len(row["seeds"]) > 1 else " (one seed)"
-    return f"A supernet for {row['total']:.2g} of a full training ranks {worth}{seeds}."
+    score = f"A supernet's {row['score']}, for {row['total']:.2g} of a full training,"
+    return f"{score} ranks {worth}{seeds}."

@@ -263,7 +263,7 @@ def test_the_command_writes_the_same_tables_rows_and_figure_twice(folders, tmp_p
         )
     text = (tmp_path / "one" / "README.md").read_text()
     assert capsys.readouterr().out == 2 * text
-    assert "of a full training ranks better than any linear model" in text
+    assert "of a full training, ranks better than any linear model" in text
     again = " ".join([*given, "--half", "choosing", "--together", *given, "--out", "DIR"])
     assert f"`mnas rank compare {again}`" in text
     assert "| fair, 15 epochs + 6 epochs, 16 px " in text  # together, and each by itself
@@ -355,8 +355,10 @@ def test_the_message_says_where_the_best_is_one_seed():
     for seeds, more in (([0], " (one seed)"), ([0, 1], "")):
         rows = [{**best, "seeds": seeds, "worth": [208.0, 66.0, 630.0]}]
         made = rankings_page.Found("t", "choosing", 9, [], [], rows, [], [], [], [])
-        said = rankings_page.message(made)
-        assert said.endswith(f"as a linear model of 208 [66, 630] trained networks{more}.")
+        assert rankings_page.message(made) == (
+            "A supernet's loss, for 0.077 of a full training, ranks as well as a linear model of "
+            f"208 [66, 630] trained networks{more}."
+        )
 
 
 def test_the_map_is_of_the_typical_recipe_not_of_one_that_did_not_train():
