@@ -9,6 +9,9 @@ figures tau.png and effects.png, and the rows of all. Nothing is trained or scor
 from __future__ import annotations
 
 import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
@@ -51,6 +54,7 @@ def main(
         ),
     ] = (),
 ) -> None:
+    given = rankings
     rankings += tuple(path for path in together if path not in rankings)
     if not rankings:
         raise Failure("no ranking is given; expected folders of mnas rank", status=2)
@@ -59,6 +63,7 @@ def main(
     from mnas.storage.files import write_atomically
     from mnas.studies import alone_rankings, rankings_figure, rankings_page, uncertainty
     from mnas.studies import rankings as studied
+    from mnas.studies.effects import overrated
     from mnas.studies.together import as_one, with_prior
 
     added = _prior(prior)
@@ -95,10 +100,11 @@ def main(
         supernets=supernets,
         alone=alone,
         differences=studied.differences(supernets),
-        effects=studied.effects(recipes, of),
+        effects=overrated(recipes, of),
         intervals=uncertainty.intervals(recipes, of, supernets, drawn),
         paired=uncertainty.paired(recipes, supernets, drawn),
         candidates=[str(value) for value in space.choices[-1]],
+        command=_command(given, half, together, prior),
     )
     with writing(out):
         for name in TABLES:
@@ -126,3 +132,13 @@ def _prior(given: tuple[str, ...]) -> dict[str, float]:
             raise Failure(f"--prior {text}: {name} is given twice; leave one out", 2)
         found[name] = weight
     return found
+
+
+def _command(
+    given: Sequence[Path], half: str, together: Sequence[Path], prior: Sequence[str]
+) -> str:
+    """What makes the page again, wherever."""
+    more = ["--together", *map(str, together)] if together else []
+    more += ["--prior", *prior] if prior else []
+    words = ["mnas", "rank", "compare", *map(str, given), "--half", half, *more, "--out", "DIR"]
+    return shlex.join(words)

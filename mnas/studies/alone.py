@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -46,6 +46,24 @@ WRITE_EVERY = 2.0  # seconds
 Path_ = tuple[int, ...]
 Values = dict[str, float]
 NotNegative = Annotated[float, Meta(ge=0)]
+
+
+class Settings(Struct):
+    """What readers of a folder need of its settings.json, which has more."""
+
+    space: str
+    score: Literal["synflow", "zico", "az_nas", "short"]
+    networks: Annotated[int, Meta(ge=1)]
+    start_seed: int
+    resolution: Annotated[int, Meta(ge=1, le=4096)] | None
+    some: Annotated[int, Meta(ge=1)] | None
+    seed: Annotated[int, Meta(ge=0)] | None
+
+
+class ShortSettings(Settings):
+    """Of short trainings."""
+
+    epochs: float
 
 
 class Row(Struct, forbid_unknown_fields=True):
@@ -244,7 +262,7 @@ def of_paths(
     where = [table.rows[path] for path in paths]
     found = {name: np.full(len(table), np.nan) for name in columns}
     for column, values in columns.items():
-        found[column][where] = np.clip(values, -1e300, 1e300)
+        found[column][where] = np.clip(values, -1e100, 1e100)  # can be multiplied, to be rounded
     return found
 
 

@@ -68,6 +68,8 @@ def read(path: Path) -> Alone:
     """Raises FolderError for a damaged folder, and for one with networks missing."""
     folder = Folder(path, alone.FORMAT)
     settings = strict_json.parse(folder.read("settings.json"), dict, path / "settings.json")
+    kind = alone.ShortSettings if settings.get("score") == "short" else alone.Settings
+    strict_json.checked(settings, kind, path / "settings.json")
     rows = strict_json.parse_lines(folder.read("rows.jsonl"), alone.Row, path / "rows.jsonl")
     found = Alone(path, settings, rows)
     asked = (settings["networks"], settings["seed"] or 0, settings["some"])

@@ -157,8 +157,10 @@ def _with(value: float, interval: tuple[float, float] | None) -> str:
 
 
 def networks_shown(worth: list[float]) -> str:
-    """What a score is worth, with its interval."""
+    """What a score is worth, with its interval. Fewer networks than linear models were fitted to
+    are not told apart: a score may be worth none."""
     if np.isinf(worth[0]):
         return "more than any"
-    low, high = (f"{end:.0f}" if np.isfinite(end) else "inf" for end in worth[1:])
-    return f"{worth[0]:.0f} [{low}, {high}]"
+    fewest = ranking.SIZES[0]
+    value, low, high = (f"{'≤ ' if end <= fewest else ''}{end:.0f}" for end in worth)
+    return f"{value} [{low}, {high}]"

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from math import prod
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta, Struct
 
 from mnas.networks.cost import cost, extremes, shared_macs
 from mnas.space.sampler import SAMPLERS
@@ -23,6 +25,24 @@ TRAINING = 3  # forward passes that a training pass counts as
 FULL_EPOCHS, FULL_IMAGES = 50, 50_000  # of a full training of the largest network
 ALL = 20_000  # paths at most for which a mean is over all of them
 DRAWS = 3_000  # of steps, where it is not
+
+
+class Config(Struct):
+    """What readers of a supernet's training need of its settings, which are more."""
+
+    seed: int
+    epochs: float
+    sampler: str
+    rule: str = "single_path"
+    resolution: int | None = None
+
+
+class Training(Struct):
+    """What they need of what `of_run` gives."""
+
+    config: Config
+    seconds: Annotated[float, Meta(ge=0)]
+    macs: Annotated[float, Meta(gt=0)] | None
 
 
 def full_training(table: Table) -> float:

@@ -196,10 +196,11 @@ def ridge(
 ) -> Array:
     """Least squares of y (rows,) on rows of a design (networks, columns), with a penalty on the
     squares of all coefficients but the constant; the values of all networks. free (networks,): a
-    further column without a penalty."""
+    further column without a penalty, which is left out where it is the same everywhere."""
     weight = np.full(design.shape[1], penalty)
     weight[0] = 0
-    if free is not None:
+    # Beside the constant a second one has no solution, and one up to rounding a wild one.
+    if free is not None and np.ptp(free) > 1e-9 * np.abs(free).max():
         design, weight = np.column_stack([design, free]), np.append(weight, 0)
     x = design[rows]
     return design @ np.linalg.solve(x.T @ x + np.diag(weight), x.T @ np.asarray(y, float))
@@ -259,22 +260,19 @@ def exchange(
 
     paths, runs, strata: of all networks. fitted: the networks to draw from; judged: those that tau
     is of, against the mean of all trainings. within: tau at equal strata. A draw is of networks and
-    of the training whose accuracies are used. Where some networks are both, a draw fits half of
-    those it may at most, and judges the others."""
+    of the training whose accuracies are used. Where networks are in both, at most half of fitted
+    are drawn, and tau is of those that were not."""
     design, random = one_hot(paths), np.random.default_rng(seed)
     truth, strata = runs.mean(1), np.asarray(strata)
-    most = len(fitted) // 2 if np.isin(fitted, judged).any() else len(fitted)
-    sizes = np.array([size for size in SIZES if size < most] + [most])
+    shared = np.isin(judged, fitted).any()
+    most = len(fitted) // 2 if shared else len(fitted)
+    sizes = np.array(sorted({size for size in (*SIZES, most) if size <= most}))
     taus = np.empty((draws, len(sizes)))
     for draw in range(draws):
         order, run = random.permutation(fitted), random.integers(runs.shape[1])
-        rest = judged[~np.isin(judged, order[:most])]
         for number, size in enumerate(sizes):
             some = order[:size]
-            scores = linear(design, some, runs[some, run])[rest]
-            taus[draw, number] = (
-                tau_within(scores, truth[rest], strata[rest])
-                if within
-                else tau(scores, truth[rest])
-            )
+            on = judged[~np.isin(judged, some)] if shared else judged
+            of = linear(design, some, runs[some, run])[on], truth[on]
+            taus[draw, number] = tau_within(*of, strata[on]) if within else tau(*of)
     return Exchange(sizes, taus)

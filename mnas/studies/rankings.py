@@ -52,6 +52,13 @@ class Ranking:
     def seed(self) -> int:
         return self.training["config"]["seed"]
 
+    @property
+    def machines(self) -> list[str]:
+        """What seconds of training are of; other work may have run there, too."""
+        environment = self.training.get("environment") or {}
+        cores = f"{environment.get('threads', '?')} of {environment.get('cores', '?')} cores"
+        return [f"{environment.get('processor', 'unknown')}, {cores}"]
+
     @cached_property
     def recipe(self) -> dict[str, Any]:
         """What must be equal for two runs to differ in their seed alone."""
@@ -89,13 +96,15 @@ def read(path: Path) -> Ranking:
     published accuracies."""
     folder = Folder(path, scored.FORMAT)
 
-    def of(name: str) -> dict[str, Any]:
-        return strict_json.parse(folder.read(name), dict, path / name)
+    def of(name: str, kind: type) -> dict[str, Any]:
+        found = strict_json.parse(folder.read(name), dict, path / name)
+        strict_json.checked(found, kind, path / name)
+        return found
 
     def lines(name: str, kind: type) -> list[Row]:
         return strict_json.parse_lines(folder.read(name), kind, path / name)
 
-    settings = of("settings.json")
+    settings = of("settings.json", scored.Settings)
     if settings["space"] not in reference.TABLES:
         raise FolderError(
             f"{path} is a ranking of space {settings['space']}; expected one with published "
@@ -113,7 +122,8 @@ def read(path: Path) -> Ranking:
             "goes on"
         )
     correct = scored.read_correct(folder, len(rows))
-    return Ranking(path, settings, of("supernet.json"), rows, scored.summed(chunks), correct)
+    training = of("supernet.json", compute.Training)
+    return Ranking(path, settings, training, rows, scored.summed(chunks), correct)
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,7 @@ class Recipe:
         of["training"] = None if None in macs else float(np.mean(macs)) / full
         of["scoring"] = float(np.mean([one.scoring["macs"] for one in self.seeds])) / full
         of["total"] = None if of["training"] is None else of["training"] + of["scoring"]
+        of["machines"] = sorted({machine for one in self.seeds for machine in one.machines})
         of["training_seconds"] = float(np.mean([one.training["seconds"] for one in self.seeds]))
         of["scoring_seconds"] = float(np.mean([one.scoring["seconds"] for one in self.seeds]))
         return of
@@ -308,8 +319,8 @@ def with_trained(
         some = random.choice(of.fitted, number, replace=False)
         errors = np.log(100 - runs[some, random.integers(runs.shape[1])])
         scores = -ranking.ridge(design, some, errors, penalty, free=prior)
-        rest = ~np.isin(of.numbers, some)  # what was trained is not judged
-        found.append(of.networks[rest].quality(scores[of.numbers[rest]]))
+        on = of.numbers[~np.isin(of.numbers, some)]  # of --half both, not those it was fitted to
+        found.append(of.everything[on].quality(scores[on]))
     return Quality(*np.mean(found, 0).tolist())
 
 
@@ -363,38 +374,3 @@ def differences(rows: Sequence[Row]) -> list[Row]:
                 }
             )
     return found
-
-
-def effects(found: Sequence[Recipe], of: Judged, score: str = "loss") -> list[Row]:
-    """By position and candidate, how far supernets of a recipe overrate (above 0) or underrate it.
-
-    Score and truth (as the logarithm of the error) are each brought to mean 0 and deviation 1 over
-    the judged networks; the effects of candidates are least squares on one-hot candidates, with
-    mean 0 at each position. overrated: the supernet's effect minus the truth's, mean over seeds
-    with Student's interval."""
-    paths = of.table.distinct.paths[of.numbers]
-    truth = _effects(paths, -np.log(100 - of.networks.truth))
-    rows = []
-    for recipe in found:
-        own = np.array([_effects(paths, one.scores[score][of.numbers]) for one in recipe.seeds])
-        for position, candidate in np.ndindex(truth.shape):
-            of_seeds = own[:, position, candidate]
-            gap = statistics.interval(of_seeds - truth[position, candidate])
-            rows.append(
-                {
-                    **{"recipe": recipe.name, "position": position, "candidate": candidate},
-                    "truth": float(truth[position, candidate]),
-                    "supernet": float(of_seeds.mean()),
-                    "overrated": list(gap),
-                }
-            )
-    return rows
-
-
-def _effects(paths: NDArray[np.int64], values: Array) -> Array:
-    """(positions, candidates)."""
-    values = (values - values.mean()) / (values.std() or 1.0)
-    weights, *_ = np.linalg.lstsq(ranking.one_hot(paths), values, rcond=None)
-    effects = np.zeros((paths.shape[1], paths.max() + 1))
-    effects[:, 1:] = weights[1:].reshape(paths.shape[1], -1)
-    return effects - effects.mean(1, keepdims=True)

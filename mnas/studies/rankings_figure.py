@@ -39,17 +39,20 @@ class Point(NamedTuple):
 
 
 def draw(found: Found, file: Path) -> None:
-    """tau, and tau within depth, against compute, below each other."""
-    with figure(file, 2, 11, 5.6, message(found), in_row=1) as axes:
+    """tau, and tau within depth, against compute, below each other. Where all networks have one
+    depth, the two are the same, and one is drawn."""
+    ceiling = found.free[0]
+    panels = PANELS[: 1 if ceiling["within"] == ceiling["tau"] else 2]
+    with figure(file, len(panels), 11, 5.6, message(found), in_row=1) as axes:
         axes[0].set_title(
             f"{found.title}, {found.networks:,} networks, half: {found.half}; bars: 95 % over "
             f"seeds. Supernets: {FILLED} (filled) and {OPEN} (open); numbers: epochs",
             fontsize=10.5,
         )
-        axes[1].set_xlabel("compute, in full trainings of the largest network")
-        for ax, (_, label) in zip(axes, PANELS, strict=True):
+        axes[-1].set_xlabel("compute, in full trainings of the largest network")
+        for ax, (_, label) in zip(axes, panels, strict=True):
             ax.set_ylabel(label)
-        drawn = [_panel(ax, found, metric) for ax, (metric, _) in zip(axes, PANELS, strict=True)]
+        drawn = [_panel(ax, found, metric) for ax, (metric, _) in zip(axes, panels, strict=True)]
         axes[0].figure.canvas.draw()  # the layout decides where the points are
         for ax, what in zip(axes, drawn, strict=True):
             _names(ax, *what)
@@ -70,8 +73,8 @@ def points(found: Found, metric: str) -> list[Point]:
         if row["total"] is not None and not row["trained"]:
             recipes.setdefault(row["recipe"], {})[row["score"]] = row
     used: list[float] = []
-    families = {name: PRIOR.sub(" + prior", EPOCHS.sub("", name)) for name in recipes}
-    of = list(dict.fromkeys(families.values()))
+    families = {name: _family(name) for name in recipes}
+    colours = _colours(found)
     for name, scores in recipes.items():
         family = families[name]
         several = list(families.values()).count(family) > 1
@@ -80,20 +83,23 @@ def points(found: Found, metric: str) -> list[Point]:
         used.append(row["total"])
         equal = sum(abs(np.log(row["total"] / other)) < 0.02 for other in used) - 1
         cost = row["total"] * 1.06**equal  # recipes of equal cost stand side by side
-        colour = COLOURS[of.index(family) % len(COLOURS)]
+        colour = colours[name]
         short = EPOCHS.search(name)[1] if several else ""
-        made.append(
-            Point(
-                family if several else PRIOR.sub(" + prior", name),
-                short,
-                cost,
-                row[metric],
-                colour,
-                "o",
-                plain,
-            )
-        )
+        shown = family if several else PRIOR.sub(" + prior", name)
+        made.append(Point(shown, short, cost, row[metric], colour, "o", plain))
     return made
+
+
+def _family(name: str) -> str:
+    """Of a recipe: the same for those that differ in their epochs alone."""
+    return PRIOR.sub(" + prior", EPOCHS.sub("", name))
+
+
+def _colours(found: Found) -> dict[str, str]:
+    """By the name of a recipe; a family has one."""
+    known = [r["recipe"] for r in found.supernets if r["total"] is not None and not r["trained"]]
+    families = list(dict.fromkeys(map(_family, known)))
+    return {name: COLOURS[families.index(_family(name)) % len(COLOURS)] for name in known}
 
 
 def _ends(value: Any) -> Sequence[float]:
@@ -116,19 +122,22 @@ def _panel(ax: Any, found: Found, metric: str) -> tuple[Sequence[Point], Sequenc
     lowest = [p.value[0] if p.open is None else p.open for p in made if p.cost]
     lowest += [row[metric][0] for row in found.trained[2:]]
     floor = max(min(lowest) - 0.06, high - SPAN)
-    top = max(high, *(p.value[0] for p in made)) + 0.03
+    series = [_series(found, metric), _trained(found, metric)]
+    curves = [line for line in series if line]
+    top = max(high, *(p.value[0] for p in made), *(y for line in curves for y in line.y)) + 0.03
     below = [f"{p.name} {p.value[0]:.2f}" for p in made if p.value[0] < floor]
     text = textwrap.fill("below: " + ", ".join(below), 60) if below else ""
     ax.text(0.01, 0.012, text, fontsize=LETTERS, va="bottom", transform=ax.transAxes)
     room = 0.04 * len(text.splitlines()) * (top - floor)  # a line's share of the panel's height
     ax.set_ylim(floor - room, top)
-    series = [_series(found, metric), _trained(found, metric)]
-    for line in filter(None, series):
-        style = "--" if line is series[1] else "-"
+    series.append(_worth(found) if metric == "tau" else None)
+    for line, style in zip(series, ("-", "--", ":"), strict=True):
+        if line is None:
+            continue
         ax.plot(line.x, line.y, color=line.colour, linewidth=1.6, linestyle=style, zorder=2)
         if line.band is not None:
             ax.fill_between(line.x, *line.band, color=line.colour, alpha=0.08, linewidth=0)
-        else:
+        elif style == "--":
             ax.plot(line.x, line.y, ".", color=line.colour, markersize=8)
     inside = [point for point in made if point.value[0] >= floor]
     for point in inside:
@@ -178,7 +187,18 @@ def _trained(found: Found, metric: str) -> Line | None:
     names = [row["score"].split("+ ")[1].split()[0] for row in rows]
     name = f"best supernet, smoothed + {names[0]} to {names[-1]} trained networks"
     x, y = [row["total"] for row in rows], [row[metric][0] for row in rows]
-    return Line(name, x, y, COLOURS[1], 0)
+    return Line(name, x, y, _colours(found)[leader["recipe"]], 0)
+
+
+def _worth(found: Found) -> Line | None:
+    """From the best supernet to as many trained networks as have its tau: what the title says, so
+    that it needs no name."""
+    leader = best(found)
+    if leader is None or not np.isfinite(leader["worth"][0]):
+        return None
+    costs = [row["cost"] / row["networks"] for row in found.trained]  # of a network
+    x = np.geomspace(leader["total"], leader["worth"][0] * costs[0], 9).tolist()
+    return Line("", x, [leader["tau"][0]] * len(x), QUIET, 0)
 
 
 def _x(point: Point, left: float) -> float:
@@ -193,10 +213,12 @@ def _mark(ax: Any, point: Point, left: float) -> None:
         return
     ends = bars([mean], [low], [high])
     ax.errorbar(x, mean, ends, fmt="", color=point.colour, elinewidth=0.9, zorder=2)
-    look = {"color": point.colour, "marker": point.look, "markersize": 14 if point.short else 7}
+    look = {"color": point.colour, "marker": point.look, "markersize": 7}
     ax.plot(x, mean, markeredgecolor="white", zorder=4, **look)
-    inside = {"color": "white", "fontsize": LETTERS - 1, "ha": "center", "va": "center"}
-    ax.text(x, mean, point.short, zorder=5, **inside)
+    if point.short:
+        beside = {"textcoords": "offset points", "ha": "right", "va": "bottom", "zorder": 5}
+        look = {"color": point.colour, "fontsize": LETTERS - 1, "fontweight": "bold"}
+        ax.annotate(point.short, (x, mean), (-3, 2), **beside, **look)
     if point.open is not None and point.open != mean:
         ax.plot(x, point.open, "o", color=point.colour, markersize=5, zorder=3, mfc="white")
 
@@ -215,13 +237,17 @@ def _names(ax: Any, inside: Sequence[Point], series: Sequence[Line], left: float
         for p in inside
         if not p.short or p in last
     ]
-    named += [(line.name, at(line.x[line.at], line.y[line.at]), line.colour) for line in series]
+    named += [
+        (line.name, at(line.x[line.at], line.y[line.at]), line.colour)
+        for line in series
+        if line.name
+    ]
     taken = [text.get_window_extent(renderer).extents for text in ax.texts if text.get_text()]
     for line in series:
         taken += _boxes([at(x, y) for x, y in zip(line.x, line.y, strict=True)])
     for point in inside:
         x, y = at(_x(point, left), point.value[0])
-        half = (8 if point.short else 4) * scale
+        half = 4 * scale
         taken.append((x - half, y - half, x + half, y + half))
         ends = [at(1, value)[1] for value in (*point.value, point.open) if value is not None]
         taken.append((x - 1, np.nanmin(ends), x + 1, np.nanmax(ends)))
@@ -263,7 +289,10 @@ def effects(found: Found, file: Path) -> None:
     of: dict[str, list[Row]] = {}
     for row in found.effects:
         of.setdefault(row["recipe"], []).append(row)
-    largest = max(abs(row["overrated"][0]) for row in found.effects)
+    # Of the typical recipe: one that did not train would make all others pale.
+    largest = float(
+        np.median([max(abs(row["overrated"][0]) for row in rows) for rows in of.values()])
+    )
     width = 9.5 if len(of) == 1 else 4.8
     with figure(file, len(of), width, 2.3, effects_message(found)) as axes:
         for ax, (name, rows) in zip(axes, of.items(), strict=True):
@@ -281,20 +310,24 @@ def effects(found: Found, file: Path) -> None:
             ax.imshow(gaps, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
             ax.set_title(textwrap.fill(name, 44), fontsize=10)
             ax.set_xticks(range(shape[1]), range(1, shape[1] + 1))
+            ax.set_xlabel("position", fontsize=9.5)
             ax.set_yticks(range(shape[0]), found.candidates, fontsize=9.5)
             ax.grid(visible=False)
             ax.tick_params(length=0)
 
 
 def effects_message(found: Found) -> str:
-    """What the map says: where recipes are wrong most, on average."""
+    """What the map says: where recipes are wrong most, by their median, which one that did not
+    train does not decide."""
     places: dict[tuple[int, int], list[float]] = {}
     for row in found.effects:
         places.setdefault((row["position"], row["candidate"]), []).append(row["overrated"][0])
-    means = {place: float(np.mean(gaps)) for place, gaps in places.items()}
-    (position, candidate), gap = max(means.items(), key=lambda item: abs(item[1]))
+    middle = {place: float(np.median(gaps)) for place, gaps in places.items()}
+    (position, candidate), gap = max(middle.items(), key=lambda item: abs(item[1]))
     word = "overrate" if gap > 0 else "underrate"
+    several = " (median of recipes)" if len({row["recipe"] for row in found.effects}) > 1 else ""
     return (
         f"Supernets {word} {found.candidates[candidate]} at position {position + 1} most, by "
-        f"{abs(gap):.2f} standard deviations (map: hundredths; bold: 95 % over seeds leaves out 0)."
+        f"{abs(gap):.2f} standard deviations{several}. Map: hundredths; bold: 95 % over seeds "
+        "leaves out 0."
     )

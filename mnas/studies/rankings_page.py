@@ -36,6 +36,7 @@ class Found:
     candidates: Sequence[str]
     intervals: Sequence[Row] = ()
     paired: Sequence[Row] = ()
+    command: str = "mnas rank compare"
 
 
 def page(found: Found) -> str:
@@ -43,7 +44,8 @@ def page(found: Found) -> str:
     return f"""# {found.title}: rankings beside each other
 {found.networks:,} distinct networks (half: {found.half}), those that all rankings have scored.
 {message(found)} Numbers are means over seeds with Student's 95 % interval; costs are in full
-trainings (50 epochs of the largest network; docs/ranking.md). Made by `mnas rank compare`.
+trainings (50 epochs of the largest network; docs/ranking.md). Made by
+`{found.command}`.
 
 ![tau against compute](tau.png)
 
@@ -73,7 +75,8 @@ Welch's 95 % interval over seeds, with networks held fixed.
 Pairs that differ in one setting, seed by seed: first minus second, with Student's 95 % interval
 over the differences of seeds (networks and images held fixed); behind it 1.96 standard deviations
 over networks drawn anew (seeds and images held fixed). Bold: the interval over seeds leaves out 0;
-of one seed, that over networks. Of regret, less is better.
+of one seed of the same supernet, that over networks; one seed trained apart twice is never bold. Of
+regret, less is better.
 
 {_paired(found)}
 
@@ -162,10 +165,12 @@ def _costs(found: Found) -> str:
             name,
             *(_number(row[part]) for part in ("training", "scoring")),
             *(f"{row[f'{part}_seconds']:,.0f}" for part in ("training", "scoring")),
+            "; ".join(row["machines"]),
         ]
         for name, row in of.items()
     ]
-    return markdown(body, ["recipe", "training", "scoring", "training, s", "scoring, s"])
+    headers = ["recipe", "training", "scoring", "training, s", "scoring, s", "trained on"]
+    return markdown(body, headers)
 
 
 def _differences(found: Found) -> str:
@@ -255,7 +260,9 @@ def message(found: Found) -> str:
     row = best(found)
     if row is None:
         return "What a supernet costs here is unknown."
-    networks = row["worth"][0]
-    worth = f"{networks:.0f} trained networks" if np.isfinite(networks) else "any linear model"
+    worth = "better than any linear model of trained networks"
+    if np.isfinite(row["worth"][0]):
+        worth = f"as well as a linear model of {networks_shown(row['worth'])} trained networks"
     seeds = "" if len(row["seeds"]) > 1 else " (one seed)"
-    return f"Supernets for {row['total']:.2g} of a full training rank as well as {worth}{seeds}."
+    score = f"Supernets' {row['score']}, for {row['total']:.2g} of a full training,"
+    return f"{score} ranks {worth}{seeds}."

@@ -33,6 +33,17 @@ Bits = NDArray[np.bool_]
 NotNegative = Annotated[float, Meta(ge=0)]
 
 
+class Settings(Struct):
+    """What readers of a folder need of its settings.json, which has more."""
+
+    space: str
+    networks: Annotated[int, Meta(ge=1)]
+    resolution: Annotated[int, Meta(ge=1, le=4096)] | None
+    images: int | None = None
+    bn_images: int | None = None
+    average: int | None = None
+
+
 class Row(Struct, forbid_unknown_fields=True):
     """A path. val_loss in nats; val_top1 a share, 0 to 1. val_kl: the symmetric divergence from the
     network with all candidates on, in nats; None where their outputs have no sum, and not there in

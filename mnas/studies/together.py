@@ -25,6 +25,10 @@ class Together(Ranking):
 
     parts: list[Ranking] = field(default_factory=list)
 
+    @property
+    def machines(self) -> list[str]:
+        return [machine for one in self.parts for machine in one.machines]
+
     @cached_property
     def recipe(self) -> dict[str, Any]:
         return {"together": [one.recipe for one in self.parts]}
@@ -50,6 +54,10 @@ class WithPrior(Ranking):
 
     of: Ranking | None = None
     prior: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def machines(self) -> list[str]:
+        return self._of.machines
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -140,5 +148,6 @@ def _mean(values: Sequence[Array]) -> Array:
     of = stacked[:, ~np.isnan(stacked).any(0)]
     of = np.where(np.isfinite(of), of, np.nan)
     deviation = np.nanstd(of, 1, keepdims=True)
-    deviation[deviation == 0] = 1  # one that ranks nothing
+    # One that ranks nothing, whose differences are those of rounding.
+    deviation[deviation <= 1e-9 * np.nanmax(np.abs(of), 1, keepdims=True, initial=0)] = 1
     return ((stacked - np.nanmean(of, 1, keepdims=True)) / deviation).mean(0)

@@ -117,8 +117,9 @@ def paired(found: Sequence[Recipe], rows: Sequence[Row], drawn: Drawn) -> list[R
     what, first, less: the setting, and the two, in words. same_supernets: whether they are scores
     of the same weights. over_seeds: Student's interval of the differences of pairs, networks held
     fixed; None of one seed. over_networks: 1.96 deviations of the differences in a bootstrap,
-    seeds held fixed. word: "different" where the interval over seeds, of one seed that over
-    networks, leaves out 0."""
+    seeds held fixed. word: "different" where the interval over seeds leaves out 0; of one seed of
+    the same supernets where that over networks does. Of one seed of supernets that were trained
+    apart nothing is said: how much another training moves them is not in it."""
     known = {(row["recipe"], row["score"]): row for row in rows}
     made = []
     for what, words, ends, seeds, same in _pairs(found):
@@ -136,13 +137,15 @@ def paired(found: Sequence[Recipe], rows: Sequence[Row], drawn: Drawn) -> list[R
             over_seeds = None if np.isnan(low) else [low, high]
             low, high = over_seeds or networks
             word = "not told apart" if low <= 0 <= high else "different"
+            if over_seeds is None:
+                word = f"{word} (one seed: over networks)" if same else "one seed"
             made.append(
                 {
                     **{"what": what, "first": words[0], "less": words[1]},
                     **{"recipe": ends[0][0], "score": ends[0][1], "metric": metric},
                     **{"same_supernets": same, "seeds": list(seeds), "mean": mean},
                     **{"over_seeds": over_seeds, "over_networks": networks},
-                    "word": word if over_seeds else f"{word} (one seed: over networks)",
+                    "word": word,
                 }
             )
     return made

@@ -144,6 +144,21 @@ def compare(*arguments):
     )
 
 
+@pytest.mark.parametrize("score", ["zico", "short"])
+def test_what_is_not_finite_ranks_last_without_a_warning(tmp_path, found, score):
+    _, of, _ = found
+    one = alone_rankings.read(write_alone(tmp_path / score, score, 0, epochs=0.25))
+    name = {"zico": "zico", "short": "val_loss"}[score]
+    for row in one.rows[::7]:
+        row["values"][name] = None
+    rows = alone_rankings.qualities([one], of, draws=1)
+    assert 0 < rows[0]["tau"][0] < 1
+    values = one.scores[rows[0]["score"]]
+    last = [TABLE.network[TABLE.rows[SPACE.parse(row["arch"])]] for row in one.rows[::7]]
+    rest = np.setdiff1d(np.flatnonzero(~np.isnan(values)), last)
+    assert values[last].max() < values[rest].min()
+
+
 def test_what_is_wrong_is_named(folders, tmp_path, found):
     cut = write_alone(tmp_path / "cut", "zico", 5, missing=3)
     with pytest.raises(FolderError, match=r"networks; repeat its command, which goes on"):

@@ -10,7 +10,7 @@ from torch import nn
 
 import mnas
 from mnas import reference
-from mnas.studies import baselines, ranking
+from mnas.studies import baselines, compared, ranking
 
 TABLE = reference.get("nb_macro").distinct
 NETWORKS = ranking.Networks(TABLE.accuracies, baselines.depth(TABLE), TABLE.macs)
@@ -129,6 +129,14 @@ def test_halves_are_two_fixed_halves():
     assert abs(NETWORKS[choosing].truth.mean() - NETWORKS[reporting].truth.mean()) < 0.2
 
 
+def test_what_is_worth_fewer_than_the_fewest_networks_is_said_so():
+    shown = compared.networks_shown
+    assert shown([18, 18, 18]) == "≤ 18 [≤ 18, ≤ 18]"
+    assert shown([24.2, 18, 44]) == "24 [≤ 18, 44]"
+    assert shown([894.4, 96, np.inf]) == "894 [96, inf]"
+    assert shown([np.inf, 900, np.inf]) == "more than any"
+
+
 def test_what_a_tau_is_worth_between_sizes_and_over_draws():
     taus = np.array([[0.5, 0.7, 0.8], [0.6, 0.8, 0.9], [0.4, 0.6, 0.7]])
     curve = ranking.Exchange(np.array([10, 100, 1000]), taus)
@@ -136,6 +144,22 @@ def test_what_a_tau_is_worth_between_sizes_and_over_draws():
     assert curve.worth(0.75) == pytest.approx((np.sqrt(10) * 100, 10**1.75, np.inf))
     assert curve.worth(0.1) == (10, 10, 10)
     assert curve.worth(0.95) == (np.inf, np.inf, np.inf)
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_linear_model_is_not_judged_on_networks_that_it_was_fitted_to(within):
+    some = np.arange(0, 3969, 40)  # 100 networks, to fit to and to judge
+    given = TABLE.paths, NETWORKS.runs, NETWORKS.strata, some, some
+    curve = ranking.exchange(*given, within=within, draws=3, seed=1)
+    assert curve.sizes.tolist() == [18, 20, 25, 30, 40, 50]
+    random, design = np.random.default_rng(1), ranking.one_hot(TABLE.paths)
+    for taus in curve.taus:
+        order, run = random.permutation(some), random.integers(3)
+        for size, found in zip(curve.sizes, taus, strict=True):
+            drawn, rest = order[:size], sorted(order[size:])
+            scores = ranking.linear(design, drawn, NETWORKS.runs[drawn, run])[rest]
+            strata = NETWORKS.strata[rest] if within else np.zeros(len(rest))
+            assert found == ranking.tau_within(scores, NETWORKS.truth[rest], strata)
 
 
 def test_the_exchange_rate_of_the_table():
@@ -150,24 +174,6 @@ def test_the_exchange_rate_of_the_table():
     assert mean[200] == pytest.approx(0.855, abs=0.01)
     assert curve.worth(0.82).networks == pytest.approx(65, abs=20)
     assert curve.worth(0.89) == (np.inf, np.inf, np.inf)
-
-
-def test_a_linear_model_is_not_judged_on_networks_that_it_was_fitted_to():
-    """Accuracies that no candidate explains: what was seen ranks better than by chance."""
-    random = np.random.default_rng(3)
-    runs, every = random.uniform(80, 90, (400, 3)), np.arange(400)
-    paths, strata = random.integers(3, size=(400, 40)), np.zeros(400, int)
-    curve = ranking.exchange(paths, runs, strata, every, every, draws=30)
-    assert curve.sizes.tolist() == [size for size in ranking.SIZES if size <= 200]
-    spread = curve.taus.std(0) / np.sqrt(30)
-    assert (np.abs(curve.taus.mean(0)) < 4 * spread).all()
-    some = ranking.exchange(paths, runs, strata, every[:300], every[250:], draws=2)
-    draws = np.random.default_rng(ranking.HALVES_SEED)
-    order, run = draws.permutation(every[:300]), draws.integers(3)
-    assert some.sizes[-1] == 150  # half of what may be fitted; the others are judged
-    rest = [n for n in range(250, 400) if n not in order[:150]]
-    scores = ranking.linear(ranking.one_hot(paths), order[:20], runs[order[:20], run])
-    assert some.taus[0, 1] == pytest.approx(ranking.tau(scores[rest], runs[rest].mean(1)))
 
 
 def test_relus_are_those_that_run():

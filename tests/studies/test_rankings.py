@@ -17,6 +17,7 @@ from mnas.storage.files import Folder
 from mnas.storage.strict_json import FolderError
 from mnas.studies import (
     compute,
+    effects,
     ranking,
     rankings,
     rankings_figure,
@@ -175,19 +176,22 @@ def test_a_supernet_with_trained_networks_is_a_penalised_least_squares(found):
     assert rankings.with_trained(one, of, 30, 1, penalty) == pytest.approx(expected)
 
 
-def test_a_supernet_with_trained_networks_is_not_judged_on_these(folders):
-    read = [rankings.read(folders[0])]
-    of = rankings.judged(read, "both", draws=2)
-    random = np.random.default_rng(ranking.HALVES_SEED)
-    some = random.choice(of.fitted, 2000, replace=False)
-    y = np.log(100 - TABLE.distinct.accuracies[some, random.integers(3)])
-    design = ranking.one_hot(TABLE.distinct.paths)
-    scores = -ranking.ridge(design, some, y, rankings.PRIOR, free=read[0].predicted)
-    rest = [number for number in of.numbers if number not in some]
-    assert 100 < len(rest) < len(of.numbers) - 100
-    kept = [list(of.numbers).index(number) for number in rest]
-    expected = of.networks[kept].quality(scores[rest])
-    assert rankings.with_trained(read[0], of, 2000, 1) == pytest.approx(expected)
+@pytest.mark.parametrize("loss", [1.0, 2.3])
+def test_a_supernet_that_ranks_nothing_adds_nothing_to_trained_networks(space, tmp_path, loss):
+    """All losses are equal, so that the logarithm is 0, or a constant up to rounding."""
+    read = rankings.read(write(tmp_path / "one", space, 0, noise=0.1))
+    for row in read.rows:
+        row["val_loss"] = loss
+    of = rankings.judged([read], "choosing", draws=2)
+    found = rankings.with_trained(read, of, 50, draws=4)
+    random, taus = np.random.default_rng(ranking.HALVES_SEED), []
+    for _ in range(4):
+        some = random.choice(of.fitted, 50, replace=False)
+        errors = np.log(100 - of.everything.runs[some, random.integers(3)])
+        design = ranking.one_hot(of.table.distinct.paths)
+        scores = -ranking.ridge(design, some, errors, rankings.PRIOR)
+        taus.append(ranking.tau(scores[of.numbers], of.networks.truth))
+    assert found.tau == pytest.approx(np.mean(taus))
 
 
 def test_the_smoothed_loss_is_known_of_networks_that_were_not_scored(found):
@@ -207,7 +211,7 @@ def test_a_candidate_that_is_overrated_is_found(found):
     smooth = -ranking.ridge(ranking.one_hot(paths), of.numbers, -truth[of.numbers], 0)
     wrong = smooth + 0.3 * (paths[:, 4] == 2)
     one.__dict__["scores"] = {"loss": wrong}
-    rows = rankings.effects([rankings.Recipe("made", [one])], of)
+    rows = effects.overrated([rankings.Recipe("made", [one])], of)
     del one.__dict__["scores"]
     at = {(row["position"], row["candidate"]): row for row in rows}
     assert max(at, key=lambda place: at[place]["overrated"][0]) == (4, 2)
@@ -261,9 +265,11 @@ def test_the_command_writes_the_same_tables_rows_and_figure_twice(folders, tmp_p
         )
     text = (tmp_path / "one" / "README.md").read_text()
     assert capsys.readouterr().out == 2 * text
-    assert "of a full training rank as well as" in text
+    assert "of a full training, ranks better than any linear model" in text
     assert "| prior 0.2 depth " in text
     assert "| fair, 15 epochs + 6 epochs, 16 px, prior 0.2 depth " in text
+    again = " ".join([*given, "--half", "choosing", *more, "--out", "DIR"])
+    assert f"`mnas rank compare {again}`" in text
     assert "| fair, 15 epochs + 6 epochs, 16 px " in text  # together, and each by itself
     assert "| fair, 6 epochs, 16 px " in text
     files = sorted(file.name for file in (tmp_path / "one").iterdir())
@@ -353,4 +359,40 @@ def test_the_message_says_where_the_best_is_one_seed():
     for seeds, more in (([0], " (one seed)"), ([0, 1], "")):
         rows = [{**best, "seeds": seeds, "worth": [208.0, 66.0, 630.0]}]
         made = rankings_page.Found("t", "choosing", 9, [], [], rows, [], [], [], [])
-        assert rankings_page.message(made).endswith(f"as 208 trained networks{more}.")
+        assert rankings_page.message(made) == (
+            "Supernets' loss, for 0.077 of a full training, ranks as well as a linear model of "
+            f"208 [66, 630] trained networks{more}."
+        )
+
+
+def test_the_map_is_of_the_typical_recipe_not_of_one_that_did_not_train():
+    rows = [
+        {"recipe": str(n), "position": position, "candidate": 0, "overrated": [gap, 0, 1]}
+        for n, gaps in enumerate(((0.1, 0.0), (0.1, 0.05), (-0.9, 0.9)))
+        for position, gap in enumerate(gaps)
+    ]
+    made = rankings_page.Found("t", "choosing", 9, [], [], [], [], [], rows, ["identity"])
+    assert rankings_figure.effects_message(made).startswith(
+        "Supernets overrate identity at position 1 most, by 0.10 standard deviations (median of"
+    )
+
+
+def test_trained_networks_beside_a_supernet_have_its_colour(found):
+    recipes, of = found
+    rows = rankings.qualities(recipes, of, labels=(20,))
+    for number, row in enumerate(row for row in rows if not row["trained"]):
+        row["tau"] = [0.75 - 0.01 * number, np.nan, np.nan]
+        row["worth"] = list(of.curves["tau"].worth(row["tau"][0]))
+    made = rankings_page.Found(
+        *("nb_macro", "choosing", 9, rankings.free(of), rankings.trained(of), rows),
+        *([], [], [], ["identity"]),
+    )
+    best = rankings_page.best(made)
+    points = {point.cost: point for point in rankings_figure.points(made, "tau")}
+    assert rankings_figure._trained(made, "tau").colour == points[best["total"]].colour
+    line = rankings_figure._worth(made)
+    assert line.y[0] == line.y[-1] == best["tau"][0]
+    curve = {row["cost"]: row["tau"][0] for row in made.trained}
+    assert np.interp(np.log(line.x[-1]), np.log(list(curve)), list(curve.values())) == (
+        pytest.approx(best["tau"][0], abs=0.003)
+    )

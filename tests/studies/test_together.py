@@ -52,10 +52,24 @@ def test_the_score_is_the_mean_of_what_all_have_scored_in_deviations(recipes, on
     assert found[both] == pytest.approx([fmean(pair) for pair in zip(*parts, strict=True)])
 
 
+def test_one_that_ranks_nothing_adds_nothing(recipes):
+    """What a linear model makes of equal losses differs by rounding, not by nothing."""
+    pair = [rankings.read(recipes[0].seeds[1].path), rankings.read(recipes[1].seeds[0].path)]
+    for row in pair[1].rows:
+        row["val_loss"] = 2.3
+    assert 0 < np.ptp(pair[1].predicted) < 1e-9
+    parts = [rankings.Recipe(str(n), [one]) for n, one in enumerate(pair)]
+    (together,) = as_one(parts, [one.path for one in pair]).seeds
+    expected = standard(pair[0].predicted)
+    assert 2 * together.predicted == pytest.approx(expected, abs=1e-9)
+
+
 def test_the_cost_is_the_sum_and_the_name_says_what_differs(recipes, one):
     assert one.name == "fair, 6 epochs, 16 px + 20 px"
     parts = [recipe.cost(TABLE) for recipe in recipes]
-    for key, value in one.cost(TABLE).items():
+    whole = one.cost(TABLE)
+    assert whole.pop("machines") == parts[0]["machines"] == ["unknown, ? of ? cores"]
+    for key, value in whole.items():
         assert value == pytest.approx(sum(part[key] for part in parts))
 
 

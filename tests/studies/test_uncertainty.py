@@ -141,10 +141,19 @@ def test_what_one_setting_brings_is_a_paired_difference(found):
     )
     assert pair["seeds"] == [1]
     assert pair["over_seeds"] is None
-    assert pair["word"].endswith("(one seed: over networks)")
+    assert pair["word"] == "one seed"  # of each: what another training does is not known
     draws = drawn[recipes[0].name, "loss"][1, :, 0] - drawn[recipes[2].name, "loss"][0, :, 0]
     half = 1.96 * draws.std(ddof=1)
     assert pair["over_networks"] == pytest.approx([pair["mean"] - half, pair["mean"] + half])
+
+    alone = [rankings.Recipe(recipe.name, recipe.seeds[:1]) for recipe in recipes[:2]]
+    of_one = rankings.qualities(alone, of, labels=())
+    same = uncertainty.paired(alone, of_one, uncertainty.over_networks(alone, of, draws=5))
+    for pair in same:
+        low, high = pair["over_networks"]
+        word = "not told apart" if low <= 0 <= high else "different"
+        assert (pair["seeds"], pair["same_supernets"]) == ([0], True)
+        assert pair["word"] == f"{word} (one seed: over networks)"
 
     twins = next(p for p in pairs if p["less"] == "one of its paths" and p["metric"] == "tau")
     of_seeds = [

@@ -1,0 +1,27 @@
+"""Comparisons of --half both, in which trained networks are among those that are compared."""
+
+import numpy as np
+from test_rankings import space, write  # noqa: F401
+
+from mnas.studies import ranking, rankings
+
+
+def test_trained_networks_beside_a_supernet_are_not_judged(space, tmp_path):  # noqa: F811
+    read = rankings.read(write(tmp_path / "one", space, 0, noise=0.3, networks=200))
+    of = rankings.judged([read], "both", draws=1)
+    assert set(of.numbers) <= set(of.fitted)
+    found = rankings.with_trained(read, of, 900, draws=2)
+    random, design = (
+        np.random.default_rng(ranking.HALVES_SEED),
+        ranking.one_hot(of.table.distinct.paths),
+    )
+    taus = []
+    for _ in range(2):
+        some = random.choice(of.fitted, 900, replace=False)
+        runs = of.everything.runs
+        errors = np.log(100 - runs[some, random.integers(runs.shape[1])])
+        scores = -ranking.ridge(design, some, errors, rankings.PRIOR, free=read.predicted)
+        others = [network for network in of.numbers if network not in set(some.tolist())]
+        assert 20 < len(others) < len(of.numbers)
+        taus.append(ranking.tau(scores[others], of.everything.truth[others]))
+    assert found.tau == np.mean(taus)
