@@ -37,6 +37,7 @@ class Found:
     intervals: Sequence[Row] = ()
     paired: Sequence[Row] = ()
     command: str = "mnas rank compare"
+    depths: Sequence[Row] = ()
 
 
 def page(found: Found) -> str:
@@ -56,6 +57,11 @@ trainings (50 epochs of the largest network; docs/ranking.md). Made by
 {_free(found)}
 
 {_trained(found)}
+
+## Among networks of one depth
+tau by the partly smoothed loss.
+
+{by_depth(found.depths)}
 
 ## Networks by themselves
 On those of the networks above that have a score, as many as the table says; cost and seconds are of
@@ -156,6 +162,17 @@ def _trained(found: Found) -> str:
         for row in found.trained
     ]
     return markdown(body, ["networks trained once", "tau", "tau within depth", "cost"])
+
+
+def by_depth(rows: Sequence[Row]) -> str:
+    if not rows:
+        return "All networks have one depth."
+    of: dict[tuple[int, int, float], dict[str, str]] = {}
+    for row in rows:
+        key = row["depth"], row["networks"], row["ceiling"]
+        of.setdefault(key, {})[row["recipe"]] = shown(*row["tau"], 2)
+    body = [[str(d), str(n), f"{c:z.2f}", *cells.values()] for (d, n, c), cells in of.items()]
+    return markdown(body, ["depth", "networks", "one training", *next(iter(of.values()))])
 
 
 def _costs(found: Found) -> str:
