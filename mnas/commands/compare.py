@@ -21,7 +21,7 @@ from mnas.errors import Failure, make, user_input, writing
 
 TABLES = (
     *("free", "trained", "supernets", "alone"),
-    *("differences", "effects", "intervals", "paired", "depths"),
+    *("differences", "effects", "intervals", "paired", "depths", "seeds"),
 )
 app = App(name="compare", help=__doc__, help_format="markdown", version_flags=())
 
@@ -64,6 +64,7 @@ def main(
     from mnas.studies import alone_rankings, rankings_figure, rankings_page, uncertainty
     from mnas.studies import rankings as studied
     from mnas.studies.by_depth import by_depth
+    from mnas.studies.by_seed import by_seed
     from mnas.studies.effects import overrated
     from mnas.studies.together import as_one, with_prior
 
@@ -106,6 +107,7 @@ def main(
         paired=uncertainty.paired(recipes, supernets, drawn),
         candidates=[str(value) for value in space.choices[-1]],
         depths=by_depth(recipes, of),
+        seeds=by_seed(recipes, of),
         command=_command(given, half, together, prior),
     )
     with writing(out):

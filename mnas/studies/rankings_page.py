@@ -38,6 +38,7 @@ class Found:
     paired: Sequence[Row] = ()
     command: str = "mnas rank compare"
     depths: Sequence[Row] = ()
+    seeds: Sequence[Row] = ()
 
 
 def page(found: Found) -> str:
@@ -62,6 +63,12 @@ trainings (50 epochs of the largest network; docs/ranking.md). Made by
 tau by the partly smoothed loss.
 
 {by_depth(found.depths)}
+
+## Bias and variance
+*One*: of a supernet, mean over seeds. *All*: of the mean of all seeds' scores. *Between*: of one
+seed's order with another's. What keeps *all* from the ceiling is shared by all seeds: bias.
+
+{by_seed(found.seeds)}
 
 ## Networks by themselves
 On those of the networks above that have a score, as many as the table says; cost and seconds are of
@@ -173,6 +180,21 @@ def by_depth(rows: Sequence[Row]) -> str:
         of.setdefault(key, {})[row["recipe"]] = shown(*row["tau"], 2)
     body = [[str(d), str(n), f"{c:z.2f}", *cells.values()] for (d, n, c), cells in of.items()]
     return markdown(body, ["depth", "networks", "one training", *next(iter(of.values()))])
+
+
+def by_seed(rows: Sequence[Row]) -> str:
+    of: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        cells = of.setdefault((row["recipe"], row["score"], str(len(row["seeds"]))), [])
+        cells += [f"{row[key]:z.3f}" for key in ("one", "all", "between")]
+    if not of:
+        return "No recipe has two seeds."
+    numbers = [
+        f"{name}, {of}" for name in ("tau", "within depth") for of in ("one", "all", "between")
+    ]
+    return markdown(
+        [[*k, *cells] for k, cells in of.items()], ["recipe", "score", "seeds", *numbers]
+    )
 
 
 def _costs(found: Found) -> str:

@@ -39,12 +39,12 @@ class Together(Ranking):
         each brought to mean 0 and deviation 1 over the networks that all of them have scored; NaN
         for others. No accuracy is used."""
         names = [name for name in self.parts[0].scores if all(name in p.scores for p in self.parts)]
-        return {name: _mean([one.scores[name] for one in self.parts]) for name in names}
+        return {name: mean_of([one.scores[name] for one in self.parts]) for name in names}
 
     @cached_property
     def predicted(self) -> Array:
         """The mean of the parts' smoothed logarithms of the loss, each on one scale (distinct,)."""
-        return _mean([one.predicted for one in self.parts])
+        return mean_of([one.predicted for one in self.parts])
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class WithPrior(Ranking):
     def _added(self, values: Array, sign: float) -> Array:
         scored = ~np.isnan(values)
         free = baselines.weighted(self._of.table.distinct, self.prior, scored)
-        return _mean([values]) + sign * free
+        return mean_of([values]) + sign * free
 
 
 def with_prior(recipe: Recipe, prior: Mapping[str, float]) -> Recipe:
@@ -142,7 +142,7 @@ def _name(names: Sequence[str]) -> str:
     return " + ".join(names)
 
 
-def _mean(values: Sequence[Array]) -> Array:
+def mean_of(values: Sequence[Array]) -> Array:
     """Of parts, each brought to one scale; a network whose loss is infinite in one stays last."""
     stacked = np.array(values)  # (parts, distinct)
     of = stacked[:, ~np.isnan(stacked).any(0)]
