@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -58,6 +58,8 @@ def main(
     rankings += tuple(path for path in together if path not in rankings)
     if not rankings:
         raise Failure("no ranking is given; expected folders of mnas rank", status=2)
+    from tqdm.auto import tqdm
+
     from mnas import spaces
     from mnas.storage import strict_json
     from mnas.storage.files import write_atomically
@@ -90,8 +92,12 @@ def main(
         of = studied.judged(read, half)
         alone = alone_rankings.qualities(read_alone, of)
     make(out)  # before minutes of work
-    supernets = studied.qualities(recipes, of)
-    drawn = uncertainty.over_networks(recipes, of)
+
+    def each(what: str) -> Iterable[studied.Recipe]:
+        return tqdm(recipes, what, unit="recipe", disable=None, leave=False)
+
+    supernets = studied.qualities(each("scores"), of)
+    drawn = uncertainty.over_networks(each("other networks"), of)
     space = spaces.get(of.table.name)
     found = rankings_page.Found(
         title=of.table.name,
@@ -103,7 +109,7 @@ def main(
         alone=alone,
         differences=studied.differences(supernets),
         effects=overrated(recipes, of),
-        intervals=uncertainty.intervals(recipes, of, supernets, drawn),
+        intervals=uncertainty.intervals(each("other images"), of, supernets, drawn),
         paired=uncertainty.paired(recipes, supernets, drawn),
         candidates=[str(value) for value in space.choices[-1]],
         depths=by_depth(recipes, of),

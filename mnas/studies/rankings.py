@@ -4,12 +4,12 @@ is free and what trained networks give. Everything is made from rows that `mnas 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from mnas.storage.files import Folder
 from mnas.storage.strict_json import FolderError
 from mnas.studies import baselines, compared, compute, ranking, scored, statistics
 from mnas.studies.ranking import Networks, Quality
+
+if TYPE_CHECKING:
+    from mnas.space.search_space import SearchSpace
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]
@@ -34,6 +37,14 @@ SCORED = ("images", "bn_images", "average")  # settings of mnas rank that are of
 LABELS = (20, 50, 100, 200)  # trained networks beside a supernet
 DRAWS = 100  # of these networks
 PRIOR = 10.0  # penalty where a supernet says what to expect: best of 0.1 to 30 on the choosing half
+
+
+@cache
+def _space(name: str) -> SearchSpace:
+    """Made once: it takes seconds, and paths are the same at any resolution."""
+    from mnas import spaces
+
+    return spaces.get(name)
 
 
 @dataclass(frozen=True)
@@ -73,10 +84,8 @@ class Ranking:
 
     @cached_property
     def paths(self) -> list[tuple[int, ...]]:
-        from mnas import spaces
-
-        space = spaces.get(self.settings["space"], self.settings["resolution"])
-        return [space.parse(row["arch"]) for row in self.rows]
+        parse = _space(self.settings["space"]).parse
+        return [parse(row["arch"]) for row in self.rows]
 
     @cached_property
     def scores(self) -> dict[str, Array]:
@@ -324,7 +333,7 @@ def with_trained(
     return Quality(*np.mean(found, 0).tolist())
 
 
-def qualities(found: Sequence[Recipe], of: Judged, labels: Sequence[int] = LABELS) -> list[Row]:
+def qualities(found: Iterable[Recipe], of: Judged, labels: Sequence[int] = LABELS) -> list[Row]:
     """A row for each recipe and score: each number over seeds, mean with Student's interval, and
     what the mean tau is worth; cost in full trainings."""
     rows = []

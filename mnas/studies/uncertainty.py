@@ -8,7 +8,7 @@ ranks worse than all images, so that its own middle would lie too low."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -36,7 +36,7 @@ WITHIN = (  # of one ranking: scores, and what the first has more than the secon
 )
 
 
-def over_networks(found: Sequence[Recipe], of: Judged, draws: int = DRAWS) -> Drawn:
+def over_networks(found: Iterable[Recipe], of: Judged, draws: int = DRAWS) -> Drawn:
     """By recipe and score, (seeds, draws, TESTED): numbers on networks drawn anew (bootstrap). A
     draw has the same networks everywhere, so that differences are paired."""
     random, number = np.random.default_rng(ranking.HALVES_SEED), len(of.numbers)
@@ -79,7 +79,7 @@ def over_images(recipe: Recipe, of: Judged, draws: int = DRAWS) -> Array | None:
 
 
 def intervals(
-    found: Sequence[Recipe], of: Judged, rows: Sequence[Row], drawn: Drawn, draws: int = DRAWS
+    found: Iterable[Recipe], of: Judged, rows: Sequence[Row], drawn: Drawn, draws: int = DRAWS
 ) -> list[Row]:
     """A row for each recipe, score and number: its mean over seeds, and [low, high] over seeds,
     over networks, and over images; None where there is none. rows: of `rankings.qualities`."""
