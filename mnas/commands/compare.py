@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -42,6 +42,15 @@ def main(
             consume_multiple=True,
             negative=(),
             help="Also compare the mean of these folders' scores, seed by seed, as one estimator.",
+        ),
+    ] = (),
+    without: Annotated[
+        tuple[UserPath, ...],
+        Parameter(
+            consume_multiple=True,
+            negative=(),
+            help="Leave out the networks that these folders have scored: what was looked at "
+            "before.",
         ),
     ] = (),
     prior: Annotated[
@@ -89,7 +98,8 @@ def main(
         if added:
             recipes += [with_prior(recipe, added) for recipe in recipes]
         read_alone = [alone_rankings.read(path) for path in by_themselves]
-        of = studied.judged(read, half)
+        seen = [studied.read(path) for path in without]
+        of = studied.judged(read, half, without=seen)
         alone = alone_rankings.qualities(read_alone, of)
     make(out)  # before minutes of work
 
@@ -114,7 +124,9 @@ def main(
         candidates=[str(value) for value in space.choices[-1]],
         depths=by_depth(recipes, of),
         seeds=by_seed(recipes, of),
-        command=_command(given, half, together, prior),
+        command=_command(
+            given, half, {"--together": together, "--without": without, "--prior": prior}
+        ),
     )
     with writing(out):
         for name in TABLES:
@@ -144,11 +156,8 @@ def _prior(given: tuple[str, ...]) -> dict[str, float]:
     return found
 
 
-def _command(
-    given: Sequence[Path], half: str, together: Sequence[Path], prior: Sequence[str]
-) -> str:
+def _command(given: Sequence[Path], half: str, options: Mapping[str, Sequence[Any]]) -> str:
     """What makes the page again, wherever."""
-    more = ["--together", *map(str, together)] if together else []
-    more += ["--prior", *prior] if prior else []
+    more = [word for name, of in options.items() if of for word in (name, *map(str, of))]
     words = ["mnas", "rank", "compare", *map(str, given), "--half", half, *more, "--out", "DIR"]
     return shlex.join(words)

@@ -249,12 +249,26 @@ class Judged:
         return self.everything[self.numbers]
 
 
-def judged(rankings: Sequence[Ranking], half: str, draws: int = 200) -> Judged:
-    """Raises ValueError for too few networks in common."""
+def judged(
+    rankings: Sequence[Ranking], half: str, draws: int = 200, without: Sequence[Ranking] = ()
+) -> Judged:
+    """without: rankings whose networks are left out, as they have been looked at.
+
+    Raises ValueError for too few networks in common, and for another space to leave out."""
     table = rankings[0].table
-    known = ~np.isnan(np.array([values for one in rankings for values in one.scores.values()]))
-    numbers, fitted = compared.networks_of(half, len(table.distinct), known.all(0))
+    for one in without:
+        if (space := one.settings["space"]) != table.name:
+            raise ValueError(f"{one.path} is of {space}; expected {table.name}")
+    known = _scored(rankings).all(0)
+    if without:
+        known &= ~_scored(without).any(0)
+    numbers, fitted = compared.networks_of(half, len(table.distinct), known)
     return judged_on(table, half, numbers, fitted, draws)
+
+
+def _scored(rankings: Sequence[Ranking]) -> NDArray[np.bool_]:
+    """By each score of each (scores, distinct)."""
+    return ~np.isnan(np.array([values for one in rankings for values in one.scores.values()]))
 
 
 def judged_on(

@@ -1,6 +1,7 @@
-"""Comparisons of --half both, in which trained networks are among those that are compared."""
+"""Which networks are compared: not those that were trained, nor those that were looked at."""
 
 import numpy as np
+import pytest
 from test_rankings import space, write  # noqa: F401
 
 from mnas.studies import ranking, rankings
@@ -25,3 +26,17 @@ def test_trained_networks_beside_a_supernet_are_not_judged(space, tmp_path):  # 
         assert 20 < len(others) < len(of.numbers)
         taus.append(ranking.tau(scores[others], of.everything.truth[others]))
     assert found.tau == np.mean(taus)
+
+
+def test_networks_that_were_looked_at_are_left_out(space, tmp_path):  # noqa: F811
+    paths = [write(tmp_path / str(s), space, s, noise=0.1) for s in (0, 1)]
+    read = [rankings.read(path) for path in paths]
+    seen = rankings.read(write(tmp_path / "seen", space, 5, noise=0.2, networks=200))
+    every = set(rankings.judged(read, "reporting", draws=2).numbers.tolist())
+    found = rankings.judged(read, "reporting", draws=2, without=[seen])
+    looked_at = {n for n, score in enumerate(seen.scores["loss"]) if score == score}
+    assert 20 < len(every & looked_at) < len(every) - 20
+    assert set(found.numbers.tolist()) == every - looked_at
+    seen.settings["space"] = "channel_macro_mobilenet"
+    with pytest.raises(ValueError, match="seen is of channel_macro_mobilenet; expected nb_macro"):
+        rankings.judged(read, "reporting", draws=2, without=[seen])
