@@ -19,7 +19,7 @@ from mnas.reference import Table
 from mnas.storage import strict_json
 from mnas.storage.files import Folder
 from mnas.storage.strict_json import FolderError
-from mnas.studies import baselines, compared, compute, ranking, scored, statistics
+from mnas.studies import baselines, compared, compute, ranking, recipe_names, scored, statistics
 from mnas.studies.ranking import Networks, Quality
 
 if TYPE_CHECKING:
@@ -176,54 +176,11 @@ def recipes(rankings: Sequence[Ranking]) -> list[Recipe]:
                 f"{twin.path} and {one.path} are of one recipe and seed {one.seed}; leave one out"
             )
         group.append(one)
-    names = _names([group[0].recipe for group in groups])
+    names = recipe_names.names([group[0].recipe for group in groups])
     return [
         Recipe(name, sorted(group, key=lambda one: one.seed))
         for name, group in zip(names, groups, strict=True)
     ]
-
-
-SHORT = ("rule", "sampler", "epochs", "resolution")  # are in every name
-
-
-def _names(found: Sequence[dict[str, Any]]) -> list[str]:
-    keys = sorted({key for one in found for key in one})
-    varied = [
-        key
-        for key in keys
-        if key not in SHORT and len({repr(one.get(key)) for one in found}) > 1 and key != "data"
-    ]
-    names = []
-    for one in found:
-        rule = one.get("rule", "single_path")
-        how = one["sampler"] if rule == "single_path" else f"rule {rule}"
-        if (
-            rule != "single_path"
-            and len({o["sampler"] for o in found if o.get("rule") == rule}) > 1
-        ):
-            how += f", {one['sampler']} paths"
-        size = f", {one['resolution']} px" if "resolution" in one else ""
-        own = [key for key in varied if key.startswith("scored ") or one.get(key) is not None]
-        more = "".join(f", {said(key, one.get(key))}" for key in own)
-        names.append(f"{how}, {one['epochs']:g} epochs{size}{more}")
-    return names
-
-
-def said(key: str, value: Any) -> str:
-    """A setting of a recipe in plain words."""
-    if key == "scored bn_images":
-        return f"statistics of {value:,} images" if value else "stored statistics"
-    if key == "scored images":
-        return f"scored on {value:,} images"
-    if key == "scored average":
-        return f"mean of {value} checkpoints" if value else "last checkpoint"
-    words = {
-        ("policy", "frozen"): "momentum off the path frozen",
-        ("policy", "torch"): "momentum off the path drifting",
-        ("epochs", value): f"{value} epochs",
-        ("resolution", value): f"{value or 'full'} px",
-    }
-    return words.get((key, value), f"{key.replace('_', ' ')} {value}")
 
 
 @dataclass(frozen=True)

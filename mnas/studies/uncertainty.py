@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnas.studies import ranking, statistics
-from mnas.studies.rankings import METRICS, TESTED, Judged, Recipe, said
+from mnas.studies.rankings import METRICS, TESTED, Judged, Recipe
+from mnas.studies.recipe_names import said
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]

@@ -75,17 +75,6 @@ def found(folders):
     return rankings.recipes(read), rankings.judged(read, "choosing", draws=4)
 
 
-def test_no_two_recipes_have_one_name(space, tmp_path):
-    made = [
-        write(tmp_path / sampler, space, 0, noise=0.1, rule="sandwich", sampler=sampler)
-        for sampler in ("fair", "uniform")
-    ]
-    names = [recipe.name for recipe in rankings.recipes(list(map(rankings.read, made)))]
-    assert names == [
-        f"rule sandwich, {sampler} paths, 6 epochs, 16 px" for sampler in ("fair", "uniform")
-    ]
-
-
 def test_recipes_are_runs_that_differ_in_their_seed(found):
     recipes, of = found
     assert [recipe.name for recipe in recipes] == [
@@ -97,29 +86,6 @@ def test_recipes_are_runs_that_differ_in_their_seed(found):
     cost = recipes[0].cost(of.table)
     assert cost["total"] == pytest.approx((1e13 + 1e12) / full)
     assert (cost["training_seconds"], cost["scoring_seconds"]) == (60, 5)
-
-
-def test_scores_of_averaged_weights_are_a_recipe_of_their_own(tmp_path, space):
-    folder = write(tmp_path / "one", space, 0, noise=0.1, keep_checkpoints=3)
-    single, kept = rankings.read(folder), rankings.read(folder)
-    averaged = rankings.read(folder)
-    del single.training["config"]["keep_checkpoints"]
-    averaged.settings["average"] = 3
-    assert single.recipe == kept.recipe  # what is kept and not used makes no difference
-    names = [recipe.name for recipe in rankings.recipes([single, averaged])]
-    assert names == [
-        f"fair, 6 epochs, 16 px, {what}" for what in ("last checkpoint", "mean of 3 checkpoints")
-    ]
-
-
-def test_a_setting_of_one_rule_alone_is_not_in_the_names_of_others(tmp_path, space):
-    folder = write(tmp_path / "one", space, 0, noise=0.1)
-    plain, sandwich = rankings.read(folder), rankings.read(folder)
-    sandwich.training["config"].update(rule="sandwich", random_paths=2)
-    assert [recipe.name for recipe in rankings.recipes([plain, sandwich])] == [
-        "fair, 6 epochs, 16 px",
-        "rule sandwich, 6 epochs, 16 px, random paths 2",
-    ]
 
 
 def test_numbers_are_those_of_networks_one_by_one(found, space):
