@@ -13,6 +13,7 @@ from mnas.studies import ranking
 from mnas.studies.baselines import baselines, depth
 from mnas.studies.ranking import Networks
 
+LOST = 1e9  # nats: a loss that is not finite
 LEAST = 20  # networks, to say anything of their order
 REST = 0.3  # of what smoothing takes away; best of 0.1 to 0.5 on the choosing half, two seeds
 HEADERS = (
@@ -35,7 +36,7 @@ def of_paths(table: Table, rows: list[dict[str, Any]], paths: list[tuple[int, ..
     where = [table.rows[path] for path in paths]
     names = ("loss", "top-1", "smoothed loss", "partly smoothed loss", "loss, one path")
     found = {name: np.full(len(table), np.nan) for name in names}
-    found["loss"][where] = -np.minimum(_losses(rows), 1e9)
+    found["loss"][where] = -np.minimum(_losses(rows), LOST)
     found["top-1"][where] = [row["val_top1"] for row in rows]
     smooth = smoothed(table, rows, paths)[where]
     found["smoothed loss"][where] = -smooth
@@ -59,7 +60,7 @@ def smoothed(
 
 
 def _logarithms(rows: list[dict[str, Any]]) -> NDArray[np.float64]:
-    return np.log(np.clip(_losses(rows), 1e-9, 1e9))
+    return np.log(np.clip(_losses(rows), 1 / LOST, LOST))
 
 
 def _losses(rows: list[dict[str, Any]]) -> NDArray[np.float64]:
@@ -115,7 +116,7 @@ def networks_of(
     if len(judged) < LEAST:
         raise ValueError(
             f"{len(judged)} networks of the half {half!r} have a score; expected {LEAST} at least: "
-            "raise --networks"
+            "raise --networks, or leave out fewer with --without"
         )
     return judged, fitted
 
@@ -159,8 +160,11 @@ def _with(value: float, interval: tuple[float, float] | None) -> str:
 def networks_shown(worth: list[float]) -> str:
     """What a score is worth, with its interval. Fewer networks than linear models were fitted to
     are not told apart: a score may be worth none."""
-    if np.isinf(worth[0]):
+    shown = [
+        "more" if np.isinf(end) else f"{'≤ ' if end <= ranking.SIZES[0] else ''}{end:.0f}"
+        for end in worth
+    ]
+    if shown[1] == "more":
         return "more than any"
-    fewest = ranking.SIZES[0]
-    value, low, high = (f"{'≤ ' if end <= fewest else ''}{end:.0f}" for end in worth)
-    return f"{value} [{low}, {high}]"
+    value = "more than any" if shown[0] == "more" else shown[0]
+    return f"{value} [{shown[1]}, {shown[2]}]"

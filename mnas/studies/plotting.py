@@ -22,7 +22,7 @@ from mnas.studies.labels import spread
 MARKERS = "osD^vPX*<>hd"
 # Those of the HTML reports on white: inherited, from scratch, and others.
 COLOURS = ("#0b6bb8", "#c4500b", "#1d7f52", "#9b3f8f", "#8a6d00", "#5b4bb5", "#b3261e", "#2b7f8c")
-COLOURS += ("#6b7280", "#4c5a18")
+COLOURS += ("#6b7280", "#4c5a18", "#d6336c", "#0b1f3a")
 QUIET = "#57606a"
 STYLE = {
     "figure.dpi": 150,

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from mnas.studies.by_depth import LEAST
+from mnas.studies.by_seed import NUMBERS
 from mnas.studies.compared import networks_shown
 from mnas.studies.pages import markdown, shown
 from mnas.studies.uncertainty import DRAWS
@@ -66,7 +68,8 @@ tau by the partly smoothed loss.
 
 ## Bias and variance
 *One*: of a supernet, mean over seeds. *All*: of the mean of all seeds' scores. *Between*: of one
-seed's order with another's. What keeps *all* from the ceiling is shared by all seeds: bias.
+seed's order with another's. *Alike*: of one, against the mean of two trainings, as the ceiling is
+judged. What keeps *all* from the ceiling is shared by all seeds: bias.
 
 {by_seed(found.seeds)}
 
@@ -173,7 +176,7 @@ def _trained(found: Found) -> str:
 
 def by_depth(rows: Sequence[Row]) -> str:
     if not rows:
-        return "All networks have one depth."
+        return f"All networks have one depth, or no depth has {LEAST} networks."
     of: dict[tuple[int, int, float], dict[str, str]] = {}
     for row in rows:
         key = row["depth"], row["networks"], row["ceiling"]
@@ -186,12 +189,10 @@ def by_seed(rows: Sequence[Row]) -> str:
     of: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         cells = of.setdefault((row["recipe"], row["score"], str(len(row["seeds"]))), [])
-        cells += [f"{row[key]:z.3f}" for key in ("one", "all", "between")]
+        cells += [f"{row[key]:z.3f}" for key in NUMBERS]
     if not of:
         return "No recipe has two seeds."
-    numbers = [
-        f"{name}, {of}" for name in ("tau", "within depth") for of in ("one", "all", "between")
-    ]
+    numbers = [f"{name}, {of}" for name in ("tau", "within depth") for of in NUMBERS]
     return markdown(
         [[*k, *cells] for k, cells in of.items()], ["recipe", "score", "seeds", *numbers]
     )
@@ -303,5 +304,5 @@ def message(found: Found) -> str:
     if np.isfinite(row["worth"][0]):
         worth = f"as well as a linear model of {networks_shown(row['worth'])} trained networks"
     seeds = "" if len(row["seeds"]) > 1 else " (one seed)"
-    score = f"Supernets' {row['score']}, for {row['total']:.2g} of a full training,"
+    score = f"{row['recipe']}: {row['score']}, for {row['total']:.2g} of a full training,"
     return f"{score} ranks {worth}{seeds}."

@@ -29,8 +29,14 @@ def names(found: Sequence[dict[str, Any]]) -> list[str]:
         ):
             how += f", {one['sampler']} paths"
         size = f", {one['resolution']} px" if "resolution" in one else ""
-        own = [key for key in varied if key.startswith("scored ") or one.get(key) is not None]
-        own = [key for key in own if repr(one.get(key)) != usual[key]]
+        own = [key for key in varied if repr(one.get(key)) != usual[key]]
+        own = [
+            key
+            for key in own
+            if key.startswith("scored ")
+            or one.get(key) is not None
+            or usual[key] not in (None, "None")  # to lack what others have is to be said
+        ]
         more = "".join(f", {said(key, one.get(key))}" for key in own)
         names.append(f"{how}, {one['epochs']:g} epochs{size}{more}")
     return names
@@ -55,4 +61,5 @@ def said(key: str, value: Any) -> str:
         ("epochs", value): f"{value} epochs",
         ("resolution", value): f"{value or 'full'} px",
     }
-    return words.get((key, value), f"{key.replace('_', ' ')} {value}")
+    word = key.replace("_", " ")
+    return words.get((key, value), f"no {word}" if value is None else f"{word} {value}")

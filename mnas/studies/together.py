@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnas.studies import baselines
+from mnas.studies.compared import LOST
 from mnas.studies.rankings import Ranking, Recipe
 
 Array = NDArray[np.float64]
@@ -143,10 +144,12 @@ def _name(names: Sequence[str]) -> str:
 
 
 def mean_of(values: Sequence[Array]) -> Array:
-    """Of parts, each brought to one scale; a network whose loss is infinite in one stays last."""
+    """Of parts, each brought to one scale; a network whose loss is not finite in one stays last."""
     stacked = np.array(values)  # (parts, distinct)
     of = stacked[:, ~np.isnan(stacked).any(0)]
-    of = np.where(np.isfinite(of), of, np.nan)
+    if not of.shape[1]:
+        return np.full(stacked.shape[1], np.nan)
+    of = np.where(np.abs(of) < LOST / 10, of, np.nan)  # networks are means of up to four paths
     deviation = np.nanstd(of, 1, keepdims=True)
     # One that ranks nothing, whose differences are those of rounding.
     deviation[deviation <= 1e-9 * np.nanmax(np.abs(of), 1, keepdims=True, initial=0)] = 1

@@ -35,6 +35,10 @@ def test_numbers_are_those_of_loops(found):
     assert row["all"] == pytest.approx(kendalltau(mean, truth)[0])
     between = fmean(kendalltau(a, b)[0] for a, b in combinations(own, 2))
     assert row["between"] == pytest.approx(between)
+    runs = TABLE.distinct.accuracies[of.numbers]
+    twos = [[round((a + b) / 2, 9) for a, b in runs[:, pair]] for pair in ([0, 1], [0, 2], [1, 2])]
+    alike = fmean(kendalltau(o, two)[0] for o in own for two in twos)
+    assert row["alike"] == pytest.approx(alike)
     assert {row["recipe"] for row in rows.values()} == {recipes[0].name}  # one seed has none
 
 
@@ -58,11 +62,11 @@ def test_noise_goes_with_seeds_and_bias_stays(found):
 
 
 def test_the_page_has_a_line_for_each_score():
-    numbers = {"one": 0.5, "all": 0.6, "between": 0.9}
+    numbers = {"one": 0.5, "alike": 0.4, "all": 0.6, "between": 0.9}
     rows = [
         {"recipe": "fair", "score": "loss", "metric": metric, "seeds": [0, 1], **numbers}
         for metric in ("tau", "within")
     ]
     cells = [c.strip() for c in rankings_page.by_seed(rows).splitlines()[2].split("|")[1:-1]]
-    assert cells == ["fair", "loss", "2", *("0.500", "0.600", "0.900") * 2]
+    assert cells == ["fair", "loss", "2", *("0.500", "0.400", "0.600", "0.900") * 2]
     assert rankings_page.by_seed([]) == "No recipe has two seeds."

@@ -133,8 +133,9 @@ def test_what_is_worth_fewer_than_the_fewest_networks_is_said_so():
     shown = compared.networks_shown
     assert shown([18, 18, 18]) == "≤ 18 [≤ 18, ≤ 18]"
     assert shown([24.2, 18, 44]) == "24 [≤ 18, 44]"
-    assert shown([894.4, 96, np.inf]) == "894 [96, inf]"
-    assert shown([np.inf, 900, np.inf]) == "more than any"
+    assert shown([894.4, 96, np.inf]) == "894 [96, more]"
+    assert shown([np.inf, 900, np.inf]) == "more than any [900, more]"
+    assert shown([np.inf, np.inf, np.inf]) == "more than any"
 
 
 def test_what_a_tau_is_worth_between_sizes_and_over_draws():

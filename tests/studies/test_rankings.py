@@ -326,7 +326,7 @@ def test_the_message_says_where_the_best_is_one_seed():
         rows = [{**best, "seeds": seeds, "worth": [208.0, 66.0, 630.0]}]
         made = rankings_page.Found("t", "choosing", 9, [], [], rows, [], [], [], [])
         assert rankings_page.message(made) == (
-            "Supernets' loss, for 0.077 of a full training, ranks as well as a linear model of "
+            "r: loss, for 0.077 of a full training, ranks as well as a linear model of "
             f"208 [66, 630] trained networks{more}."
         )
 

@@ -50,3 +50,12 @@ def test_what_most_recipes_have_is_not_in_names(tmp_path, space):  # noqa: F811
         "fair, 6 epochs, 16 px, momentum off the path drifting",
         "fair, 6 epochs, 16 px, lr 0.2",
     ]
+    made = [rankings.read(folder) for _ in range(3)]
+    for one, policy in zip(made[:2], ("frozen",) * 2, strict=True):
+        one.training["config"].update(policy=policy)
+    made[1].training["config"].update(epochs=2.0)
+    assert [recipe.name for recipe in rankings.recipes(made)] == [
+        "fair, 6 epochs, 16 px",
+        "fair, 2 epochs, 16 px",
+        "fair, 6 epochs, 16 px, no policy",
+    ]

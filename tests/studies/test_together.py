@@ -73,21 +73,19 @@ def test_the_cost_is_the_sum_and_the_name_says_what_differs(recipes, one):
         assert value == pytest.approx(sum(part[key] for part in parts))
 
 
-def test_a_network_whose_loss_is_infinite_in_one_is_last(recipes, one):
+def test_a_network_whose_loss_is_not_finite_in_one_is_last(recipes, one):
     small, large = recipes[0].seeds[1], recipes[1].seeds[0]
     both = next(n for n, value in enumerate(one.seeds[0].scores["loss"]) if not math.isnan(value))
     scores = {**small.scores, "loss": small.scores["loss"].copy()}
-    scores["loss"][both] = -math.inf
+    scores["loss"][both] = -1e9  # as a loss that is not finite is written
     broken = replace(small)
     broken.__dict__["scores"] = scores
     whole = replace(one.seeds[0], parts=[broken, large])
     for found in (whole, with_prior(Recipe("", [whole]), {"depth": 0.25}).seeds[0]):
         values = found.scores["loss"]
-        assert values[both] == -math.inf
-        assert (
-            sum(map(math.isfinite, values))
-            == sum(map(math.isfinite, one.seeds[0].scores["loss"])) - 1
-        )
+        others = [value for n, value in enumerate(values) if n != both and value == value]
+        assert values[both] < min(others)
+        assert max(others) - min(others) > 1  # deviations: the others are not pressed together
 
 
 def test_two_with_independent_noise_rank_better_than_each(recipes, one):
