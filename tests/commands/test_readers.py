@@ -109,8 +109,11 @@ def test_widths_as_measured():
     folder = ROOT / "results" / "ranking" / "compared_channels"
     free = {row["score"]: row["tau"] for row in rows(folder / "free.jsonl")}
     (smooth,) = [r for r in rows(folder / "supernets.jsonl") if r["score"] == "smoothed loss"]
-    said = f"(Channel-Bench-Macro, one seed) a supernet has {smooth['tau'][0]:.2f}, MACs {free['MACs']:.2f}"
-    assert f"{said}, the logarithms of widths {free['log widths']:.2f}" in flat(README)
+    said = f"one seed) a supernet has {smooth['tau'][0]:.2f}, MACs {free['MACs']:.2f}"
+    assert (
+        f"(Channel-Bench-Macro, {said}, the logarithms of widths {free['log widths']:.2f}"
+        in flat(README)
+    )
     assert f"one training of each {free['one training (ceiling)']:.2f}" in flat(README)
 
 
