@@ -23,6 +23,7 @@ def by_seed(found: Sequence[Recipe], of: Judged) -> list[Row]:
     that seeds share; what keeps `between` from 1 is variance, of scoring too."""
     rows, truth, strata = [], of.networks.truth, of.networks.strata
     runs = of.networks.runs
+    truths = [np.delete(runs, run, 1).mean(1) for run in range(runs.shape[1])]
     numbers = {"tau": ranking.tau, "within": lambda a, b: ranking.tau_within(a, b, strata)}
     for recipe in found:
         if len(recipe.seeds) < 2:
@@ -32,7 +33,6 @@ def by_seed(found: Sequence[Recipe], of: Judged) -> list[Row]:
             own, whole = [s[of.numbers] for s in scores], mean_of(scores)[of.numbers]
             pairs = list(combinations(own, 2))
             for metric, number in numbers.items():
-                truths = [np.delete(runs, run, 1).mean(1) for run in range(runs.shape[1])]
                 rows.append(
                     {
                         **{"recipe": recipe.name, "score": score, "metric": metric},

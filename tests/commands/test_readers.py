@@ -88,7 +88,7 @@ def test_thousands_of_networks_as_measured():
     }
     small = unseen[BEST.replace("12 px + 16 px + 20 px", "12 px"), FILLED]
     numbers = small["tau"][0], small["within"][0], small["total"]
-    assert "have {:.2f} and {:.2f} on others, for {:.2f}.".format(*numbers) in page
+    assert "has {:.2f} and {:.2f} on others, for {:.2f}.".format(*numbers) in page
     # The aim of ten times cheaper:
     assert min(best[key][0] / ceiling[key] for key in ("tau", "within")) > 0.9
     assert best["total"] < 0.1

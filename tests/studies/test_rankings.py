@@ -233,6 +233,7 @@ def test_the_command_writes_the_same_tables_rows_and_figure_twice(folders, tmp_p
     assert capsys.readouterr().out == 2 * text
     assert "of a full training, ranks better than any linear model" in text
     assert "| prior 0.2 depth " in text
+    assert "| unknown, ? of ? cores |" in text  # what seconds are of
     assert "| fair, 15 epochs + 6 epochs, 16 px, prior 0.2 depth " in text
     again = " ".join([*given, "--half", "choosing", *more, "--out", "DIR"])
     assert f"`mnas rank compare {again}`" in text
@@ -244,6 +245,8 @@ def test_the_command_writes_the_same_tables_rows_and_figure_twice(folders, tmp_p
     )
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    for name in ("depths", "seeds"):
+        assert (tmp_path / "one" / f"{name}.jsonl").read_text().count("\n") > 5, name
     rows = list(map(json.loads, (tmp_path / "one" / "free.jsonl").read_text().splitlines()))
     low, high = rows[0]["tau_range"]
     assert low < rows[0]["tau"] < high

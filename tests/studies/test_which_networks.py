@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from test_rankings import space, write  # noqa: F401
 
+from mnas.commands import rank
+from mnas.errors import Failure
 from mnas.studies import ranking, rankings
 
 
@@ -37,6 +39,16 @@ def test_networks_that_were_looked_at_are_left_out(space, tmp_path):  # noqa: F8
     looked_at = {n for n, score in enumerate(seen.scores["loss"]) if score == score}
     assert 20 < len(every & looked_at) < len(every) - 20
     assert set(found.numbers.tolist()) == every - looked_at
+    command = ["compare", *map(str, paths), "--without", str(paths[0])]
+    with pytest.raises(Failure, match="^0 networks .* or leave out fewer with --without") as error:
+        rank.app(
+            [*command, "--out", str(tmp_path / "out")],
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+    assert error.value.status == 2
+    assert not (tmp_path / "out").exists()
     seen.settings["space"] = "channel_macro_mobilenet"
     with pytest.raises(ValueError, match="seen is of channel_macro_mobilenet; expected nb_macro"):
         rankings.judged(read, "reporting", draws=2, without=[seen])
