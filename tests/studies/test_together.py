@@ -81,7 +81,8 @@ def test_a_network_whose_loss_is_not_finite_in_one_is_last(recipes, one):
     broken = replace(small)
     broken.__dict__["scores"] = scores
     whole = replace(one.seeds[0], parts=[broken, large])
-    for found in (whole, with_prior(Recipe("", [whole]), {"depth": 0.25}).seeds[0]):
+    by_itself = with_prior(Recipe("", [broken]), {"depth": 0.01}).seeds[0]
+    for found in (whole, with_prior(Recipe("", [whole]), {"depth": 0.25}).seeds[0], by_itself):
         values = found.scores["loss"]
         others = [value for n, value in enumerate(values) if n != both and value == value]
         assert values[both] < min(others)

@@ -40,7 +40,7 @@ def test_networks_that_were_looked_at_are_left_out(space, tmp_path):  # noqa: F8
     assert 20 < len(every & looked_at) < len(every) - 20
     assert set(found.numbers.tolist()) == every - looked_at
     command = ["compare", *map(str, paths), "--without", str(paths[0])]
-    with pytest.raises(Failure, match="^0 networks .* or leave out fewer with --without") as error:
+    with pytest.raises(Failure, match=r"^0 networks .* or leave out fewer with --without") as error:
         rank.app(
             [*command, "--out", str(tmp_path / "out")],
             exit_on_error=False,
